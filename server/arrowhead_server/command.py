@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`arrowhead serve`: a `Server`, two signals and a few printed lines."""
+
+import ipaddress
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from arrowhead_server import triton
+from arrowhead_server.supervisor import Server
+from arrowhead_server.triton import Address, interpreter_warning
+
+_EPILOG = """\b
+Examples:
+  arrowhead serve
+  arrowhead serve --repository /srv/models --http-port 9000
+  arrowhead serve --verbose
+  ARROWHEAD_REPOSITORY=/srv/models arrowhead serve
+
+\b
+When it says "ready", ask it:
+  arrowhead embed "hello world"
+
+Ctrl-C or SIGTERM stops it. A model that dies or stops answering is restarted; each restart is one
+line on stderr.
+"""
+
+
+def _ipv4(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(triton.LOOPBACK if value == "localhost" else value))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not an IPv4 address like 127.0.0.1") from None
+
+
+def _port(name: str, default: int, what: str) -> Callable[[Any], Any]:
+    return click.option(
+        f"--{name}-port",
+        type=click.IntRange(1, 65535),
+        default=default,
+        show_default=True,
+        help=f"Port for {what}.",
+    )
+
+
+@click.command(epilog=_EPILOG)
+@click.option(
+    "--repository",
+    type=click.Path(path_type=Path),
+    default=Path("model_repository"),
+    envvar="ARROWHEAD_REPOSITORY",
+    show_default=True,
+    show_envvar=True,
+    help="Folder of models, made by `arrowhead convert`.",
+)
+@click.option(
+    "--host",
+    default=triton.LOOPBACK,
+    show_default=True,
+    callback=_ipv4,
+    help="IPv4 address to listen on. Others than loopback are for trusted networks only.",
+)
+@_port("http", 8000, "HTTP")
+@_port("grpc", 8001, "gRPC")
+@_port("metrics", 8002, "Prometheus metrics")
+@click.option("--verbose", is_flag=True, help="Show Triton's whole log.")
+def serve(
+    repository: Path, host: str, http_port: int, grpc_port: int, metrics_port: int, verbose: bool
+) -> None:
+    """Serve text embeddings from Triton until stopped.
+
+    Serves every model in the repository over HTTP and gRPC, on this machine only unless --host says
+    otherwise.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    if not ipaddress.IPv4Address(host).is_loopback:
+        click.echo(
+            f"warning: listening on {host}. Anybody who reaches this port can use the models, and "
+            f"a single request can crash the embedded Triton 2.51. Keep it behind a gateway.",
+            err=True,
+        )
+    if (warning := interpreter_warning()) is not None:
+        click.echo(f"warning: {warning}", err=True)
+
+    server = Server(repository, Address(host, http_port, grpc_port, metrics_port), verbose=verbose)
+    handlers = {
+        number: signal.signal(number, lambda *_: server.request_stop())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        if server.start():
+            click.echo(_ready_lines(server))
+            server.wait()
+    finally:
+        server.stop()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _ready_lines(server: Server) -> str:
+    names = ", ".join(f"{model.name} ({model.dimension})" for model in server.models)
+    return (
+        f"ready in {server.ready_s:.1f} s\n"
+        f"  models   {names}\n"
+        f"  HTTP     {server.http_url}\n"
+        f"  gRPC     {server.grpc_url}\n"
+        f"  metrics  {server.metrics_url}"
+    )

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong with a server. Every message is one line: what was met, and what to do next.
+
+ServerError
+├── RepositoryError        nothing to serve, or weights not converted yet
+├── TritonNotFoundError    no Triton on this machine, or one that cannot run here
+├── PortInUseError         somebody else listens on a port we were given
+├── StartError             Triton or a model did not come up
+└── CrashLoopError         it came up once, then failed to come back several times in a row
+"""
+
+
+class ServerError(Exception):
+    """Base of the tree; the command line prints the message and exits with `exit_code`."""
+
+    exit_code: int = 1
+
+
+class RepositoryError(ServerError):
+    """The model repository cannot be served as it is."""
+
+
+class TritonNotFoundError(ServerError):
+    """No Triton that can run on this machine and this Python."""
+
+
+class PortInUseError(ServerError):
+    """A port is taken."""
+
+
+class StartError(ServerError):
+    """Triton ended, or did not become ready in time."""
+
+
+class CrashLoopError(ServerError):
+    """Restarting failed several times in a row."""

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton's log: which line says why a start failed, and which lines an operator wants to see."""
+
+import re
+from collections import deque
+
+# The last lines of a run, for when Triton ends without saying why.
+_KEPT_LINES = 200
+
+# A line of Triton's own: severity, month and day, time, thread, file:line] message.
+_TRITON_LINE = re.compile(r"^(?P<severity>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w./]+:\d+\] +")
+
+# Why a start failed, best explanation first: Triton reports the same failure several times, each
+# time further from its cause.
+_CAUSES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?:\w[\w ]*?: )?(?P<why>.+)"),
+        "model '{model}' failed to load: {why}",
+    ),
+    (
+        re.compile(r"Error parsing text-format inference\.ModelConfig: (?P<why>.+)"),
+        "a config.pbtxt cannot be read, line:column {why}",
+    ),
+    (
+        re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<why>.+)"),
+        "model '{model}' cannot be read: {why}",
+    ),
+    (
+        re.compile(r"Invalid argument: (?P<why>ensemble .+)"),
+        "{why}",
+    ),
+    (
+        re.compile(r"failed to start (?P<what>\w+) service: (?:\w+ - )?(?P<why>.+)"),
+        "the {what} endpoint cannot start: {why}",
+    ),
+    (
+        re.compile(r"error: creating server: (?:\w+ - )?(?P<why>.+)"),
+        "{why}",
+    ),
+)
+# After this one the start is lost, yet Triton takes 2-3 s more to unload what did load.
+_FATAL = _CAUSES[0][0]
+
+
+class Log:
+    """Keeps the last lines of one run and finds the cause of a failed start in them."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self.is_fatal = False
+
+    def add(self, line: str) -> None:
+        """Takes the next line."""
+        self._lines.append(line)
+        self.is_fatal = self.is_fatal or _FATAL.search(line) is not None
+
+    def cause(self) -> str | None:
+        """One line on why the start failed, or None if no line of the log explains it."""
+        for pattern, message in _CAUSES:
+            for line in self._lines:
+                if found := pattern.search(line):
+                    parts = {key: _first_line(text) for key, text in found.groupdict().items()}
+                    return message.format(**parts)
+        return None
+
+
+def is_for_operators(line: str) -> bool:
+    """Whether a running server's line is worth showing: Triton's errors, and what models print."""
+    own = _TRITON_LINE.match(line)
+    return bool(line.strip()) and (own is None or own["severity"] in "EF")
+
+
+def _first_line(text: str) -> str:
+    # Triton quotes its messages and writes a traceback's line feeds as backslash and n.
+    return text.split("\\n", maxsplit=1)[0].rstrip('"; ').strip()

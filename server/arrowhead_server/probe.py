@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is the server alive? Asked with real inferences, because Triton's own readiness does not know.
+
+A dead or hanging Python stub leaves `/v2/health/ready` at 200. The probe therefore runs a text
+through each tokenizer and its ids through the encoder. It goes around the ensemble, whose response
+cache would answer for a dead encoder. Standard library only: this runs beside every server, and
+tritonclient takes 50 MB and 0.5 s.
+"""
+
+import http.client
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from arrowhead_server.repository import EmbeddingModel
+from arrowhead_server.triton import Address
+
+PROBE_TEXT = "ping"
+# A model is held hung after this many probes in a row without an answer, during which it answered
+# nobody else either.
+FAILURES_IN_A_ROW = 3
+_STATUS_TIMEOUT_S = 2.0
+
+
+class ProbeError(Exception):
+    """A model gave no answer, or not the one asked for."""
+
+
+@dataclass
+class _Suspect:
+    failures: int
+    successes: int | None  # as counted by Triton; None if even that was not to be had
+
+
+class Pulse:
+    """Beats on the models of one Triton process, and judges.
+
+    Args:
+        address: Where Triton listens.
+        models: What to ask.
+        timeout_s: Seconds until an inference counts as unanswered. Generous: a probe waits in the
+            same queue as everybody else, behind the largest batch.
+    """
+
+    def __init__(
+        self, address: Address, models: tuple[EmbeddingModel, ...], timeout_s: float
+    ) -> None:
+        self._host = address.local_host
+        self._port = address.http_port
+        self._models = models
+        self._timeout_s = timeout_s
+        self._suspects: dict[str, _Suspect] = {}
+
+    def is_ready(self) -> bool:
+        """Whether Triton says that all models are loaded."""
+        try:
+            status, _ = self._request("GET", "/v2/health/ready", None, _STATUS_TIMEOUT_S)
+        except ProbeError:
+            return False
+        return status == http.client.OK
+
+    def failures(self) -> dict[str, str]:
+        """Asks every model once; what went wrong, by the name of the model that failed."""
+        failed: dict[str, str] = {}
+        for model in self._models:
+            text = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [PROBE_TEXT]}
+            inputs = [text]
+            for step, wanted in (
+                (model.tokenizer, ("input_ids", "length")),
+                (model.encoder, ("embeddings",)),
+            ):
+                try:
+                    inputs = self._infer(step, inputs, wanted)
+                except ProbeError as error:  # noqa: PERF203 (which step failed is the answer)
+                    failed[step] = str(error)
+                    break
+        return failed
+
+    def beat(self) -> str | None:
+        """Asks every model once; says which one must be held hung or broken for good, if any.
+
+        A model that answers others is busy, not dead: probes may time out behind a long queue. So a
+        failed probe counts only while Triton's own count of that model's answers stands still.
+        """
+        failed = self.failures()
+        successes = self._success_counts() if failed else {}
+        suspects: dict[str, _Suspect] = {}
+        for model, error in failed.items():
+            before, now = self._suspects.get(model), successes.get(model)
+            standstill = before is not None and before.successes == now
+            count = before.failures + 1 if before is not None and standstill else 1
+            suspects[model] = _Suspect(count, now)
+            if count >= FAILURES_IN_A_ROW:
+                return f"model '{model}' failed {count} probes in a row: {error}"
+        self._suspects = suspects
+        return None
+
+    def _infer(
+        self, model: str, inputs: list[dict[str, Any]], wanted: tuple[str, ...]
+    ) -> list[dict[str, Any]]:
+        """The `wanted` outputs of `model`, in the form in which they are the next one's inputs."""
+        body = json.dumps({"inputs": inputs, "outputs": [{"name": name} for name in wanted]})
+        path = f"/v2/models/{model}/infer"
+        status, answer = self._request("POST", path, body, self._timeout_s)
+        if status != http.client.OK:
+            raise ProbeError(f"status {status}, {answer.get('error', 'no reason given')}")
+        outputs: list[dict[str, Any]] = answer["outputs"]
+        return [
+            {key: output[key] for key in ("name", "shape", "datatype", "data")}
+            for output in outputs
+        ]
+
+    def _success_counts(self) -> dict[str, int]:
+        try:
+            _, answer = self._request("GET", "/v2/models/stats", None, _STATUS_TIMEOUT_S)
+            return {
+                model["name"]: int(model["inference_stats"]["success"]["count"])
+                for model in answer["model_stats"]
+            }
+        except ProbeError:
+            return {}
+
+    def _request(
+        self, method: str, path: str, body: str | None, timeout_s: float
+    ) -> tuple[int, dict[str, Any]]:
+        # One connection a request: an idle open one would hold up Triton's exit.
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
+        try:
+            connection.request(method, path, body, {"Connection": "close"})
+            response = connection.getresponse()
+            text = response.read()
+            return response.status, json.loads(text) if text else {}
+        except TimeoutError:
+            raise ProbeError(f"no answer within {timeout_s:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise ProbeError(f"connection failed, {error or type(error).__name__}") from error
+        except json.JSONDecodeError as error:
+            raise ProbeError(f"an answer that is not JSON, {error}") from error
+        finally:
+            connection.close()

@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Triton that is kept running: started, watched, restarted, stopped.
+
+One thread does all of that, in this order:
+
+    start ──▶ watch ──▶ recover ──▶ watch ──▶ ...
+      │         │          └ five starts in a row failed: CrashLoopError
+      │         └ `stop` was asked for: ask Triton to end, then kill what is left
+      └ the first start failed: StartError, no second try
+
+Everything it waits for (the end of a process, the answer of a probe, the wish to stop) wakes one
+`select`. What it raises comes out of `start`, `wait` or `stop`.
+"""
+
+import logging
+import os
+import secrets
+import select
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import TypeVar
+
+from arrowhead_server import triton
+from arrowhead_server.errors import (
+    CrashLoopError,
+    PortInUseError,
+    ServerError,
+    StartError,
+    TritonNotFoundError,
+)
+from arrowhead_server.log import Log, is_for_operators
+from arrowhead_server.probe import Pulse
+from arrowhead_server.process import Janitor, TritonProcess
+from arrowhead_server.repository import read_repository
+from arrowhead_server.triton import Address
+
+LOGGER = logging.getLogger(__name__)
+TRITON_LOGGER = logging.getLogger(f"{__name__}.triton")
+
+_Answer = TypeVar("_Answer")
+
+START_TIMEOUT_S = 300.0  # large models on slow disks
+READINESS_POLL_S = 0.02
+MAX_FAILED_STARTS = 5
+# A server that lived this long was well; one that dies sooner waits before it starts again.
+STABLE_AFTER_S = 10.0
+FIRST_DELAY_S = 0.25
+MAX_DELAY_S = 15.0
+
+
+@dataclass(frozen=True)
+class Restart:
+    """One recovery: why, and the seconds from noticing the failure to a proven answer."""
+
+    reason: str
+    recovery_s: float
+
+
+class Server:
+    """Triton on a model repository, restarted when a process dies or a model stops answering.
+
+    Args:
+        repository: The folder that Triton serves.
+        address: Where it listens. Loopback unless told otherwise.
+        verbose: Pass Triton's whole log on; otherwise its errors and what models print.
+        probe_interval_s: Seconds between two probes of every model.
+        probe_timeout_s: Seconds until a probe counts as unanswered. A model that completes nothing
+            at all for about three times this long is restarted, so it must exceed the time that
+            the largest batch takes.
+
+    Raises:
+        RepositoryError: There is nothing to serve.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        address: Address,
+        *,
+        verbose: bool = False,
+        probe_interval_s: float = 2.0,
+        probe_timeout_s: float = 10.0,
+    ) -> None:
+        if sys.platform != "linux":
+            raise TritonNotFoundError("Triton runs on Linux only: use the container elsewhere")
+        self.repository = repository.resolve()
+        self.address = address
+        self.models = read_repository(self.repository)
+        self.ready_s = 0.0
+        self.restarts: list[Restart] = []
+        self._verbose = verbose
+        self._probe_interval_s = probe_interval_s
+        self._probe_timeout_s = probe_timeout_s
+        # Distinct between servers side by side, so that each removes its own files only.
+        self._shm_prefix = f"arrowhead-{os.getpid()}-{secrets.token_hex(4)}-"
+        self._process: TritonProcess | None = None
+        self._pulse = Pulse(address, self.models, probe_timeout_s)
+        self._log = Log()
+        self._early_deaths = 0
+        self._is_up = False
+        self._stopping = False
+        self._ready_or_over = Event()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="arrowhead-supervisor")
+        self._life: Future[None] | None = None
+
+    @property
+    def http_url(self) -> str:
+        """Where HTTP inference is served."""
+        return f"http://{self.address.local_host}:{self.address.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Where gRPC inference is served."""
+        return f"grpc://{self.address.local_host}:{self.address.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus finds Triton's metrics."""
+        return f"http://{self.address.local_host}:{self.address.metrics_port}/metrics"
+
+    @property
+    def shm_prefix(self) -> str:
+        """How the names of this server's files in /dev/shm begin."""
+        return self._shm_prefix
+
+    @property
+    def pid(self) -> int:
+        """The process id of tritonserver now, or 0 while none runs."""
+        process = self._process
+        return process.pid if process is not None else 0
+
+    def stub_pids(self) -> dict[str, list[int]]:
+        """The process ids of the Python backend's stubs, by model; empty while none is up."""
+        process = self._process
+        return process.stub_pids() if process is not None else {}
+
+    def start(self) -> bool:
+        """Starts, and returns True once every model has answered a real inference.
+
+        Returns False if `request_stop` came first.
+
+        Raises:
+            ServerError: It did not come up; the message says why.
+        """
+        self._life = self._thread.submit(self._live)
+        self._life.add_done_callback(lambda _: self._ready_or_over.set())
+        self._ready_or_over.wait()
+        if self._life.done():
+            self._life.result()
+        return self._is_up
+
+    def wait(self) -> None:
+        """Blocks until the server has stopped.
+
+        Raises:
+            CrashLoopError: It died and did not come back.
+        """
+        if self._life is not None:
+            self._life.result()
+
+    def request_stop(self) -> None:
+        """Asks for the end without waiting for it. Safe in a signal handler: takes no lock."""
+        self._stopping = True
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+
+    def stop(self) -> None:
+        """Stops within five seconds and leaves nothing behind. May be called twice.
+
+        Raises:
+            CrashLoopError: It had already died for good.
+        """
+        self.request_stop()
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            wake, self._wake = self._wake, -1
+            if wake >= 0:
+                os.close(wake)
+
+    def _live(self) -> None:
+        """What the supervising thread does from beginning to end."""
+        with ExitStack() as stack:
+            runtime = Path(tempfile.mkdtemp(prefix="arrowhead-"))
+            janitor = stack.enter_context(Janitor(runtime, self._shm_prefix))
+            prober = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="probe"))
+            # Runs before the prober's exit, which waits for a probe that may hang in a dead Triton.
+            stack.callback(self._end)
+            start = partial(self._start_once, triton.find_triton(runtime), janitor, prober)
+            start()
+            began = time.monotonic()
+            while not self._stopping and (reason := self._watch(prober)) is not None:
+                self._recover(reason, start, lived_s=time.monotonic() - began)
+                began = time.monotonic()
+
+    def _start_once(
+        self, found: triton.Triton, janitor: Janitor, prober: ThreadPoolExecutor
+    ) -> None:
+        """One try: returns once every model has answered, or once `stop` was asked for."""
+        began = time.monotonic()
+        check_ports(self.address)
+        self._log = Log()
+        command = triton.command_line(
+            found,
+            self.repository,
+            self.models,
+            self.address,
+            shm_prefix=self._shm_prefix,
+            verbose=self._verbose,
+        )
+        process = TritonProcess(command, found.environment, janitor, self._wake, self._on_line)
+        self._process = process
+        self._pulse = pulse = Pulse(self.address, self.models, self._probe_timeout_s)
+        while not pulse.is_ready():
+            ended = process.wait(READINESS_POLL_S)
+            if self._stopping:
+                return
+            if ended is not None or self._log.is_fatal:
+                raise StartError(self._log.cause() or f"{ended} before it was ready")
+            if time.monotonic() - began > START_TIMEOUT_S:
+                raise StartError(f"Triton was not ready within {START_TIMEOUT_S:.0f} s")
+        process.watch_stubs()
+        first = self._ask(prober, pulse.failures)
+        while not first.done():
+            if (ended := process.wait(START_TIMEOUT_S)) is not None:
+                raise StartError(f"{ended} at its first inference")
+            if self._stopping:
+                return
+        for model, error in first.result().items():
+            raise StartError(f"model '{model}' is loaded but does not answer: {error}")
+        self.ready_s = time.monotonic() - began
+        self._is_up = True
+        self._ready_or_over.set()
+
+    def _watch(self, prober: ThreadPoolExecutor) -> str | None:
+        """Returns why the server must be restarted, or None once `stop` was asked for."""
+        process, pulse = self._process, self._pulse
+        assert process is not None  # noqa: S101 (tells the type checker)
+        probe: Future[str | None] | None = None
+        next_probe = time.monotonic() + self._probe_interval_s
+        while not self._stopping:
+            timeout_s = self._probe_interval_s if probe else next_probe - time.monotonic()
+            if (ended := process.wait(timeout_s)) is not None:
+                return ended
+            if probe is None:
+                if time.monotonic() >= next_probe:
+                    probe = self._ask(prober, pulse.beat)
+            elif probe.done():
+                if (verdict := probe.result()) is not None:
+                    return verdict
+                probe = None
+                next_probe = time.monotonic() + self._probe_interval_s
+        return None
+
+    def _recover(self, reason: str, start: Callable[[], None], *, lived_s: float) -> None:
+        """Kills what is left and starts anew on the same ports, until it answers again.
+
+        Raises:
+            CrashLoopError: Too many starts in a row failed.
+        """
+        noticed = time.monotonic()
+        self._is_up = False
+        LOGGER.warning("restarting Triton: %s", reason)
+        self._early_deaths = self._early_deaths + 1 if lived_s < STABLE_AFTER_S else 0
+        failed_starts = 0
+        while not self._stopping:
+            self._kill()
+            self._pause(max(self._early_deaths - 1, 0) + failed_starts)
+            try:
+                start()
+            except ServerError as error:
+                failed_starts += 1
+                LOGGER.warning("start %d of %d: %s", failed_starts, MAX_FAILED_STARTS, error)
+                if failed_starts == MAX_FAILED_STARTS:
+                    raise CrashLoopError(
+                        f"gave up after {failed_starts} failed starts in a row: {error}"
+                    ) from error
+                continue
+            if self._is_up:
+                self.restarts.append(Restart(reason, time.monotonic() - noticed))
+                LOGGER.warning("Triton answers again after %.2f s", self.restarts[-1].recovery_s)
+                return
+
+    def _pause(self, count: int) -> None:
+        """Waits longer the more went wrong in a row, not at all the first time."""
+        delay_s = min(FIRST_DELAY_S * 2 ** (count - 1), MAX_DELAY_S) if count else 0.0
+        deadline = time.monotonic() + delay_s
+        while not self._stopping and (left := deadline - time.monotonic()) > 0:
+            if select.select([self._wake], [], [], left)[0]:
+                os.eventfd_read(self._wake)
+
+    def _end(self) -> None:
+        is_up, self._is_up = self._is_up, False
+        if is_up and self._stopping and self._process is not None:
+            self._process.end_gracefully(triton.EXIT_TIMEOUT_S)
+        self._kill()
+
+    def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+
+    def _ask(self, prober: ThreadPoolExecutor, question: Callable[[], _Answer]) -> Future[_Answer]:
+        """Runs `question` beside us; its answer or its exception wakes the wait for the rest."""
+        answer = prober.submit(question)
+        answer.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
+        return answer
+
+    def _on_line(self, line: str) -> None:
+        self._log.add(line)
+        if self._verbose:
+            TRITON_LOGGER.info("%s", line)
+        elif self._is_up and is_for_operators(line):
+            TRITON_LOGGER.warning("%s", line)
+
+
+def check_ports(address: Address) -> None:
+    """Asks for each port once, so that the message can name the option.
+
+    Raises:
+        PortInUseError: Somebody listens there, or the address is none of this machine's.
+    """
+    for option in ("http_port", "grpc_port", "metrics_port"):
+        port: int = getattr(address, option)
+        with socket.socket() as probe:
+            # As Triton does: connections of its predecessor may still be in TIME_WAIT.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address.host, port))
+            except OSError as error:
+                flag = f"--{option.replace('_', '-')}"
+                raise PortInUseError(
+                    f"cannot listen on {address.host}:{port} ({error.strerror}): "
+                    f"choose another port with {flag}"
+                ) from error
+
+
+def free_address() -> Address:
+    """A loopback address with three ports that are free now."""
+    with ExitStack() as stack:
+        ports = []
+        for _ in range(3):
+            held = stack.enter_context(socket.socket())
+            held.bind((triton.LOOPBACK, 0))
+            ports.append(held.getsockname()[1])
+    return Address(triton.LOOPBACK, *ports)
+
+
+@contextmanager
+def running_server(
+    repository: Path,
+    address: Address | None = None,
+    *,
+    verbose: bool = False,
+    probe_interval_s: float = 2.0,
+    probe_timeout_s: float = 10.0,
+) -> Iterator[Server]:
+    """A `Server` that answers, on free loopback ports unless told otherwise; stopped at the end.
+
+    Raises:
+        ServerError: It did not come up, or died for good meanwhile.
+    """
+    server = Server(
+        repository,
+        address or free_address(),
+        verbose=verbose,
+        probe_interval_s=probe_interval_s,
+        probe_timeout_s=probe_timeout_s,
+    )
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
