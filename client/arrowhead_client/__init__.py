@@ -1,1 +1,83 @@
-"""."""
+# SPDX-License-Identifier: Apache-2.0
+"""Calls an Arrowhead server: `Client`, `AsyncClient`, the algebra of vectors, and `arrowhead`.
+
+May import none of our other packages, and never torch or a tokenizer. Start reading at
+`_client.py`: `Client.embed` -> `_plan.py` (texts to requests) -> `_transports.py` (one request to
+the network, `_grpc.py` or `_http.py`) -> `_plan.py` (answers to rows) -> `_algebra.py`.
+
+The four network transports are imported when they are asked for: a grpc:// client never pays for
+the HTTP stack, nor the other way round.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from arrowhead_client._algebra import cosine_similarity, normalize, truncate_dimensions
+from arrowhead_client._async_client import AsyncClient
+from arrowhead_client._client import Client
+from arrowhead_client._errors import (
+    ArrowheadError,
+    ClientClosed,
+    InvalidInput,
+    InvalidRequest,
+    InvalidUrl,
+    ModelNotFound,
+    ServerError,
+    TimedOut,
+    Unavailable,
+    UnexpectedResponse,
+)
+from arrowhead_client._plan import Request, TokenCounts
+from arrowhead_client._transports import (
+    AsyncFakeTransport,
+    AsyncTransport,
+    FakeTransport,
+    Transport,
+)
+
+if TYPE_CHECKING:
+    from arrowhead_client._grpc import AsyncGrpcTransport, GrpcTransport
+    from arrowhead_client._http import AsyncHttpTransport, HttpTransport
+
+__all__ = [
+    "ArrowheadError",
+    "AsyncClient",
+    "AsyncFakeTransport",
+    "AsyncGrpcTransport",
+    "AsyncHttpTransport",
+    "AsyncTransport",
+    "Client",
+    "ClientClosed",
+    "FakeTransport",
+    "GrpcTransport",
+    "HttpTransport",
+    "InvalidInput",
+    "InvalidRequest",
+    "InvalidUrl",
+    "ModelNotFound",
+    "Request",
+    "ServerError",
+    "TimedOut",
+    "TokenCounts",
+    "Transport",
+    "Unavailable",
+    "UnexpectedResponse",
+    "cosine_similarity",
+    "normalize",
+    "truncate_dimensions",
+]
+
+_LAZY = {
+    "AsyncGrpcTransport": "arrowhead_client._grpc",
+    "AsyncHttpTransport": "arrowhead_client._http",
+    "GrpcTransport": "arrowhead_client._grpc",
+    "HttpTransport": "arrowhead_client._http",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blocking client. `_async_client.py` is its twin; what they share is in `_plan.py`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+from arrowhead_client._algebra import Vectors, cosine_similarity
+from arrowhead_client._errors import ClientClosed, ServerError, Unavailable
+from arrowhead_client._plan import (
+    DEFAULT_RETRIES,
+    Answer,
+    Request,
+    Rows,
+    Settings,
+    TokenCounts,
+    TokenRows,
+    encode_texts,
+    progress_bar,
+    to_arrow,
+    vector_edge,
+)
+from arrowhead_client._transports import Pause, Transport, transport_for
+from arrowhead_client._url import DEFAULT_URL
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+T = TypeVar("T")
+
+
+class Client:
+    """Embeds texts on a server. May be shared by threads.
+
+    >>> with Client("grpc://127.0.0.1:8001") as client:          # doctest: +SKIP
+    ...     client.embed(["a text", "another"]).shape
+    (2, 384)
+
+    A request that meets no server (refused, reset, UNAVAILABLE, 503) is sent again after 0.1 s,
+    0.2 s, 0.4 s, and so on up to 2 s, each give or take 25 %: with 8 retries about 9 s in all, so
+    a server may restart meanwhile. Nothing else is sent again.
+
+    Args:
+        url: `grpc://host[:port]` or `http://host[:port]`.
+        model: the model's name on the server.
+        timeout_s: seconds for each request, from its first sending to its answer, retries included.
+        retries: how often a request that met no server is sent again.
+        concurrency: requests of one call in flight at once.
+        batch_size: texts in one request, at most 100.
+        transport: used in place of `url`, such as `HttpTransport(url, binary=False)` or a
+            `FakeTransport()`. The client closes it.
+
+    Raises:
+        InvalidUrl: the url cannot be read.
+        InvalidInput: another argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        model: str = "minilm",
+        timeout_s: float = 30.0,
+        retries: int = DEFAULT_RETRIES,
+        concurrency: int = 4,
+        batch_size: int = 32,
+        transport: Transport | None = None,
+    ) -> None:
+        self._settings = Settings(model, timeout_s, retries, concurrency, batch_size)
+        self._open_transport: Transport | None = transport or transport_for(url, concurrency)
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = False,
+        progress: bool | None = None,
+    ) -> Vectors:
+        """The vectors of the texts, float32: `[N, D]`, or `[D]` for a single string.
+
+        Args:
+            texts: a string, or N strings; no strings give `[0, D]`.
+            prompt: put in front of each text, such as `"query: "`, for models trained with prompts.
+            dimensions: cut the vectors to so many components and normalise them (Matryoshka).
+            normalize: scale the vectors to length 1, if the model does not do so itself.
+            progress: a bar on stderr: True or False; None shows it on a terminal for a long call.
+
+        Raises:
+            InvalidInput: a text is no string or has no UTF-8, or `dimensions` is above D.
+            ServerError: the first failure of any request, after its retries; the rest is dropped.
+        """
+        vectors = self._embed(texts, prompt, dimensions, normalize, progress)
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    def embed_arrow(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = False,
+        progress: bool | None = None,
+    ) -> pa.FixedSizeListArray:
+        """`embed` as an Arrow array of N `fixed_size_list<float>[D]`, over the same memory.
+
+        A single string gives an array of one. Arguments and errors are those of `embed`.
+        """
+        return to_arrow(self._embed(texts, prompt, dimensions, normalize, progress))
+
+    def similarity(self, a: str | Sequence[str], b: str | Sequence[str] | None = None) -> Vectors:
+        """The cosine of each text of `a` with each text of `b` (default: of `a`).
+
+        Returns:
+            float32 `[len(a), len(b)]`; a single string counts as one text.
+
+        Raises:
+            InvalidInput: as for `embed`.
+            ServerError: as for `embed`.
+        """
+        left = self._embed(a)
+        return cosine_similarity(left, None if b is None else self._embed(b))
+
+    def count_tokens(self, texts: str | Sequence[str], *, prompt: str | None = None) -> TokenCounts:
+        """How many tokens the model reads of each text, and whether it reads all of it.
+
+        Returns:
+            `length` int32 `[N]` and `truncated` bool `[N]`; a single string counts as one text.
+
+        Raises:
+            InvalidInput: as for `embed`.
+            ServerError: as for `embed`.
+        """
+        requests = self._settings.token_requests(encode_texts(texts, prompt))
+        rows = TokenRows(requests)
+        with closing(self._answers(requests)) as answers:
+            for index, answer in answers:
+                rows.put(index, answer)
+        return rows.gathered()
+
+    def ready(self) -> bool:
+        """Whether the server and the model are ready. Asks once; unreachable is False."""
+        try:
+            return self._transport.is_ready(self._settings.model, self._settings.timeout_s)
+        except ServerError:
+            return False
+
+    def close(self) -> None:
+        """Gives the connections back. Harmless if done twice."""
+        transport, self._open_transport = self._open_transport, None
+        if transport is not None:
+            transport.close()
+
+    def __enter__(self) -> Client:
+        self._transport  # noqa: B018 (a closed client cannot be entered)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def _transport(self) -> Transport:
+        if self._open_transport is None:
+            raise ClientClosed("this Client is closed: make a new one")
+        return self._open_transport
+
+    def _embed(
+        self,
+        texts: str | Sequence[str],
+        prompt: str | None = None,
+        dimensions: int | None = None,
+        normalize: bool = False,
+        progress: bool | None = None,
+    ) -> Vectors:
+        edge = vector_edge(dimensions, normalize)
+        encoded = encode_texts(texts, prompt)
+        requests = self._settings.embed_requests(encoded)
+        rows = Rows(requests, "embeddings", edge)
+        with (
+            progress_bar(encoded, requests, progress) as bar,
+            closing(self._answers(requests)) as answers,
+        ):
+            for index, answer in answers:
+                rows.put(index, answer)
+                bar.update(len(requests[index].texts))
+        if requests:
+            return rows.gathered()
+        width = partial(self._transport.width, self._settings.model)
+        return rows.gathered(self._retried(width, time.sleep))
+
+    def _answers(self, requests: list[Request]) -> Generator[tuple[int, Answer], None, None]:
+        transport = self._transport
+        calls = (partial(transport.infer, request) for request in requests)
+        if len(requests) == 1:  # in this thread: no hop for a single request
+            yield 0, self._retried(next(calls), time.sleep)
+        else:
+            tasks = (partial(self._retried, call) for call in calls)
+            yield from transport.run(tasks, self._settings.concurrency)
+
+    def _retried(self, call: Callable[[float], T], pause: Pause) -> T:
+        attempts = self._settings.attempts()
+        while True:
+            try:
+                return call(attempts.remaining_s())
+            except Unavailable as error:
+                delay = attempts.delay_after(error)
+            pause(delay)
