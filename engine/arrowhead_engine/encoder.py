@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Encoder`: a weight file, opened and proved; token ids in, embeddings out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from arrowhead_engine import bert
+from arrowhead_engine.compute import DTYPES, Compute, choose
+from arrowhead_engine.errors import (
+    CertificateMismatch,
+    InvalidInput,
+    UnsupportedModel,
+    WeightsMismatch,
+)
+from arrowhead_engine.packing import Ids, pack
+from arrowhead_engine.pooling import POOLINGS, normalize
+from arrowhead_engine.spec import Certificate, ModelSpec
+from arrowhead_engine.weightfile import WeightFile
+
+# Tokens that go through the network at once. More brings no speed on a CPU and costs memory; a GPU
+# wants more to be busy.
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
+
+# Lowest cosine at load between a certified float32 vector and ours, by compute dtype. Right engines
+# reach 0.999999 (float32), 0.99999 (float16) and 0.99993 (bfloat16); a wrong one falls far below.
+PROBE_COSINE = {torch.float32: 0.99999, torch.float16: 0.9999, torch.bfloat16: 0.9998}
+
+
+class Encoder:
+    """A model ready to embed. Not for several threads at once: torch's own threads do the work.
+
+    Attributes:
+        spec: what the model is.
+        compute: the device and dtype in use.
+    """
+
+    def __init__(self, weights: WeightFile, spec: ModelSpec, compute: Compute) -> None:
+        if spec.architecture != "bert":
+            raise UnsupportedModel(f"architecture {spec.architecture!r}; this engine knows bert")
+        config = bert.BertConfig.from_dict(spec.config)
+        _check_tensors(weights, bert.shapes(config))
+        self.spec = spec
+        self.compute = compute
+        self._weights = weights
+        self._vocab_size = config.vocab_size
+        with torch.inference_mode():
+            self._network = bert.Bert(config, _tensors(weights, compute.device), compute.dtype)
+        self._pool = POOLINGS[spec.pooling]
+        self._token_budget = TOKEN_BUDGET[compute.device.type]
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto"
+    ) -> Encoder:
+        """Maps a weight file and builds its network; `verify` proves it.
+
+        Args:
+            path: a weight file (docs/format.md).
+            device: "auto", "cpu", "cuda" or "cuda:N" (compute.py).
+            dtype: "auto", "float32", "bfloat16" or "float16".
+
+        Raises:
+            FileNotFoundError: no such file.
+            WeightFileError: the file is not sound.
+            UnsupportedModel: the engine does not know the model, device or dtype.
+            WeightsMismatch: the tensors are not the model's.
+        """
+        weights = WeightFile.open(path)
+        return cls(weights, ModelSpec.from_metadata(weights.metadata), choose(device, dtype))
+
+    def verify(self) -> None:
+        """Proves that the file is as it was written and that this machine computes it right.
+
+        Compares every tensor's checksum, then the embeddings of the certificate's probes.
+
+        Raises:
+            ChecksumMismatch: a tensor's bytes were changed.
+            CertificateMismatch: an embedding is not the certified one.
+        """
+        self._weights.verify()
+        certificate = Certificate.from_metadata(self._weights.metadata)
+        met = self.embed([np.array(probe.input_ids, np.int32) for probe in certificate.probes])
+        least = PROBE_COSINE[self.compute.dtype]
+        for probe, vector in zip(certificate.probes, met, strict=True):
+            cosine = _cosine(probe.embedding, vector)
+            if not cosine >= least:  # NaN fails too
+                raise CertificateMismatch(
+                    f"{self._weights.path}: a certified text comes out at cosine {cosine:.6f} "
+                    f"({self.compute}), wanted {least}; convert the model again"
+                )
+
+    def check(self, input_ids: npt.NDArray[np.int32], length: npt.NDArray[np.int32]) -> list[Ids]:
+        """The real ids of each text, after proof that they can be embedded.
+
+        Args:
+            input_ids: int32 [B, S], rows padded at the end.
+            length: int32 [B, 1] or [B], real ids in each row.
+
+        Raises:
+            InvalidInput: says which row, what was met and what was wanted. Nothing was computed.
+        """
+        width = input_ids.shape[1]
+        longest = min(width, self.spec.max_seq_length)
+        lengths = length.reshape(-1)
+        if len(lengths) != len(input_ids):
+            raise InvalidInput(f"{len(lengths)} lengths for {len(input_ids)} rows of input_ids")
+        if bad := np.flatnonzero((lengths < 1) | (lengths > longest)).tolist():
+            raise InvalidInput(
+                f"row {bad[0]}: length {lengths[bad[0]]}; wanted 1 to {longest} (input_ids has "
+                f"{width} columns, the model takes {self.spec.max_seq_length} tokens)"
+            )
+        rows = [row[:n] for row, n in zip(input_ids, lengths, strict=True)]
+        for i, row in enumerate(rows):
+            if int(row.min()) < 0 or int(row.max()) >= self._vocab_size:
+                raise InvalidInput(
+                    f"row {i}: ids from {row.min()} to {row.max()}; wanted 0 to "
+                    f"{self._vocab_size - 1}"
+                )
+        return rows
+
+    def embed(self, ids: Sequence[Ids]) -> npt.NDArray[np.float32]:
+        """The embeddings, float32 [B, D], of texts given as int32 ids without padding.
+
+        Exactly what the model's own pipeline gives for each text alone: neither the neighbours nor
+        the order matter beyond rounding. The ids must have passed `check`.
+        """
+        out = np.empty((len(ids), self.spec.dimension), np.float32)
+        with torch.inference_mode():
+            for step in pack(ids, self.compute.device, self._token_budget):
+                vectors = self._pool(self._network(step), step.lengths)
+                if self.spec.normalize:
+                    vectors = normalize(vectors)
+                out[step.order] = vectors.cpu().numpy()
+        return out
+
+
+def _cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
+
+
+def _check_tensors(weights: WeightFile, wanted: dict[str, tuple[int, ...]]) -> None:
+    met = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    faults = [f"missing {name}" for name in wanted if name not in met]
+    faults += [f"unexpected {name}" for name in met if name not in wanted]
+    faults += [
+        f"{name} is {list(met[name])}, wanted {list(shape)}"
+        for name, shape in wanted.items()
+        if name in met and met[name] != shape
+    ]
+    if faults:
+        raise WeightsMismatch(f"{weights.path}: {'; '.join(faults)}")
+
+
+def _tensors(weights: WeightFile, device: torch.device) -> Callable[[str], Tensor]:
+    """The tensors by name: views of the map, or of its one copy on the device."""
+    if device.type == "cpu" or not weights.mapped:
+
+        def on_cpu(name: str) -> Tensor:
+            tensor = weights.tensors[name]
+            flat = torch.frombuffer(weights.buffer(name), dtype=DTYPES[tensor.dtype])
+            return flat.reshape(tensor.shape).to(device)
+
+        return on_cpu
+
+    first, last = weights.span
+    copy = torch.frombuffer(weights.map()[first:last], dtype=torch.uint8).to(device)
+
+    def on_device(name: str) -> Tensor:
+        tensor = weights.tensors[name]
+        assert tensor.offset is not None  # noqa: S101  every tensor of a mapped file has one
+        start = tensor.offset - first
+        flat = copy[start : start + tensor.nbytes].view(DTYPES[tensor.dtype])
+        return flat.reshape(tensor.shape)
+
+    return on_device

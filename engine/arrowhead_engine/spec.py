@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model is, beside its weights: `ModelSpec`, and the `Certificate` of its vectors.
+
+Both travel as JSON in the weight file's metadata and, for people, in `metadata.json` beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from arrowhead_engine.errors import UnsupportedModel
+
+MODEL_KEY = "arrowhead.model"
+CERTIFICATE_KEY = "arrowhead.certificate"
+
+Pooling = Literal["cls", "mean"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything the engine must know to turn text into the model's own vectors.
+
+    Attributes:
+        architecture: which network, e.g. "bert" (HuggingFace's `model_type`).
+        config: the network's sizes, under the names of HuggingFace's `config.json`.
+        pooling: how token vectors become one vector.
+        normalize: whether the model's own pipeline ends by scaling to length 1.
+        max_seq_length: longest text in tokens, special tokens included; the rest is cut off.
+        dimension: D, width of an embedding.
+        prompts: prefixes the model was trained with, by name ("query", "passage").
+        source: where the model came from: name, revision, and the libraries' versions.
+    """
+
+    architecture: str
+    config: dict[str, Any]
+    pooling: Pooling
+    normalize: bool
+    max_seq_length: int
+    dimension: int
+    prompts: dict[str, str] = field(default_factory=dict)
+    source: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The spec as one JSON object."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> ModelSpec:
+        """The spec in a weight file's metadata.
+
+        Raises:
+            UnsupportedModel: none there, or not one this version understands.
+        """
+        return _read(metadata, MODEL_KEY, lambda raw: cls(**raw))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Token ids without padding, and the embedding the source library gives them in float32."""
+
+    input_ids: tuple[int, ...]
+    embedding: npt.NDArray[np.float32]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; the embedding as base64 of little-endian float32."""
+        raw = np.ascontiguousarray(self.embedding, dtype="<f4").tobytes()
+        return {
+            "input_ids": list(self.input_ids),
+            "embedding": base64.b64encode(raw).decode("ascii"),
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Probe:
+        """Inverse of `to_dict`."""
+        embedding = np.frombuffer(base64.b64decode(raw["embedding"]), dtype="<f4")
+        return cls(tuple(raw["input_ids"]), embedding)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Proof, made at conversion, that this engine reproduces the source library's float32 vectors.
+
+    Attributes:
+        worst_cosine: lowest cosine over the fixed texts, our engine in float32.
+        mean_cosine: their mean.
+        texts: how many texts were compared.
+        weights_sha256: of all tensors' bytes, in file order.
+        tokenizer_sha256: of `tokenizer.json`.
+        versions: the libraries and the Arrowhead that made the comparison.
+        probes: a few of the reference vectors, compared again whenever the model is loaded.
+    """
+
+    worst_cosine: float
+    mean_cosine: float
+    texts: int
+    weights_sha256: str
+    tokenizer_sha256: str
+    versions: dict[str, str]
+    probes: tuple[Probe, ...]
+
+    def to_json(self) -> str:
+        """The certificate as one JSON object."""
+        raw = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return json.dumps(
+            {**raw, "probes": [probe.to_dict() for probe in self.probes]}, sort_keys=True
+        )
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Certificate:
+        """The certificate in a weight file's metadata.
+
+        Raises:
+            UnsupportedModel: none there, or not one this version understands.
+        """
+        return _read(
+            metadata,
+            CERTIFICATE_KEY,
+            lambda raw: cls(**{**raw, "probes": tuple(map(Probe.from_dict, raw["probes"]))}),
+        )
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """A `metadata.json`, in the form of a weight file's metadata: each value as JSON text.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UnsupportedModel: not a JSON object.
+    """
+    try:
+        return {key: json.dumps(value) for key, value in json.loads(path.read_bytes()).items()}
+    except (AttributeError, ValueError) as error:
+        raise UnsupportedModel(f"{path}: not a JSON object ({error})") from error
+
+
+def write_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """Inverse of `read_metadata`, laid out for people."""
+    objects = {key: json.loads(value) for key, value in metadata.items()}
+    path.write_text(json.dumps(objects, indent=2) + "\n", encoding="utf-8")
+
+
+def _read(metadata: Mapping[str, str], key: str, build: Callable[[dict[str, Any]], T]) -> T:
+    if key not in metadata:
+        raise UnsupportedModel(f"the weight file has no {key}; convert the model again")
+    try:
+        return build(json.loads(metadata[key]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnsupportedModel(
+            f"{key} is not one this Arrowhead understands ({error}); convert the model again"
+        ) from error

@@ -1,0 +1,443 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Parquet weight file: `write` makes one, `WeightFile.open` checks and maps one.
+
+docs/format.md is the specification; this module is that page in code, with numpy and pyarrow only.
+
+    with WeightFile.open("weights.parquet") as weights:
+        weights.tensors["embeddings.word_embeddings.weight"].shape    # (30522, 384)
+        weights.buffer("embeddings.word_embeddings.weight")           # memoryview into the map
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from arrowhead_engine.errors import (
+    BadDtype,
+    BadOffset,
+    BadSchema,
+    BadShape,
+    ChecksumMismatch,
+    DuplicateTensor,
+    NotAWeightFile,
+    SizeMismatch,
+    TruncatedFile,
+    UnsupportedVersion,
+)
+
+FORMAT_VERSION = 1
+VERSION_KEY = "arrowhead.format_version"
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4}  # bytes
+MAX_TENSOR_BYTES = 2**31 - 1024  # Parquet's page sizes are signed 32-bit integers, header included
+
+Compression = Literal["none", "lz4", "zstd"]
+
+_MAGIC = b"PAR1"
+_SCHEMA = pa.schema(
+    [
+        pa.field("layer_name", pa.string(), nullable=False),
+        pa.field(
+            "shape", pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False
+        ),
+        pa.field("dtype", pa.string(), nullable=False),
+        pa.field("num_params", pa.int64(), nullable=False),
+        pa.field("crc32", pa.uint32(), nullable=False),
+        pa.field("padding", pa.binary(), nullable=False),
+        pa.field("data", pa.binary(), nullable=False),
+    ]
+)
+
+
+class Tensor(NamedTuple):
+    """A tensor to be written: `data` is its dense row-major little-endian bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview | bytes
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One row of the file, checked.
+
+    Attributes:
+        name: unique in the file.
+        dtype: a key of `ITEM_SIZE`.
+        shape: outermost dimension first.
+        nbytes: size of the tensor in bytes, uncompressed.
+        crc32: of those bytes.
+        offset: where they start in the file, a multiple of 64; None if they are compressed.
+        stored_bytes: what the tensor takes in the file.
+        row_group: its place in the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    crc32: int
+    offset: int | None
+    stored_bytes: int
+    row_group: int
+
+    @property
+    def num_params(self) -> int:
+        """Elements, the product of the shape."""
+        return prod(self.shape)
+
+
+class WeightFile:
+    """An open, checked weight file whose uncompressed tensors are views of one memory map.
+
+    The map is private and copy-on-write: pages are shared with every other process that maps the
+    file, and nothing done to a view can reach the file. Views stay valid while any of them lives,
+    also after `close`.
+    """
+
+    def __init__(self, path: Path, buffer: mmap.mmap, parquet: pq.ParquetFile) -> None:
+        self.path = path
+        self._map = buffer
+        self._parquet = parquet
+        self.metadata = _check_version(path, parquet)
+        self.tensors = _check_tensors(path, buffer, parquet)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> WeightFile:
+        """Maps the file and checks everything but the checksums (`verify` does those).
+
+        Raises:
+            FileNotFoundError: no such file.
+            WeightFileError: one subclass a fault, see docs/format.md.
+        """
+        path = Path(path)
+        with path.open("rb") as file:
+            head, size = file.read(4), os.fstat(file.fileno()).st_size
+            if size == 0:
+                raise NotAWeightFile(f"{path}: the file is empty; convert the model again")
+            if head != _MAGIC:
+                raise NotAWeightFile(
+                    f"{path}: not a Parquet file (begins with {head!r}, not {_MAGIC!r})"
+                )
+            # One map serves both the footer and the tensors, so a file renamed over this path in
+            # between cannot mix with it. ACCESS_COPY: torch refuses read-only buffers.
+            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if buffer[-4:] != _MAGIC:
+            raise TruncatedFile(f"{path}: {size} bytes, and the end is missing; copy it again")
+        try:
+            parquet = pq.ParquetFile(pa.BufferReader(pa.py_buffer(buffer)))
+        except (pa.ArrowException, OSError) as error:
+            raise NotAWeightFile(f"{path}: its Parquet footer cannot be read: {error}") from error
+        return cls(path, buffer, parquet)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether every tensor is a view of the map (no tensor is compressed)."""
+        return all(tensor.offset is not None for tensor in self.tensors.values())
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First and last+1 byte of all mapped tensors: what one copy to a device has to move."""
+        mapped = [
+            (t.offset, t.offset + t.nbytes) for t in self.tensors.values() if t.offset is not None
+        ]
+        return min((start for start, _ in mapped), default=0), max(
+            (end for _, end in mapped), default=0
+        )
+
+    def map(self) -> memoryview:
+        """The whole file, as mapped."""
+        return memoryview(self._map)
+
+    def buffer(self, name: str) -> memoryview:
+        """The bytes of a tensor: a view of the map, or its decompressed bytes.
+
+        Raises:
+            KeyError: no tensor of that name.
+            SizeMismatch: compressed bytes that do not decompress to shape x dtype.
+        """
+        tensor = self.tensors[name]
+        if tensor.offset is not None:
+            return memoryview(self._map)[tensor.offset : tensor.offset + tensor.nbytes]
+        try:
+            column = self._parquet.read_row_group(tensor.row_group, columns=["data"]).column("data")
+        except (pa.ArrowException, OSError) as error:
+            raise SizeMismatch(f"{self.path}: {name}: cannot be decompressed: {error}") from error
+        data = memoryview(column[0].as_buffer())
+        if len(data) != tensor.nbytes:
+            raise SizeMismatch(
+                f"{self.path}: {name}: decompresses to {len(data)} bytes, "
+                f"{tensor.dtype} {list(tensor.shape)} takes {tensor.nbytes}"
+            )
+        return data
+
+    def verify(self) -> None:
+        """Reads every tensor and compares its checksum (about 3 GB/s).
+
+        Raises:
+            ChecksumMismatch: the first tensor whose bytes are not those that were written.
+        """
+        for name, tensor in self.tensors.items():
+            met = zlib.crc32(self.buffer(name))
+            if met != tensor.crc32:
+                raise ChecksumMismatch(
+                    f"{self.path}: {name}: its bytes have CRC-32 {met:08x}, {tensor.crc32:08x} was "
+                    "written; the file was changed or damaged, convert the model again"
+                )
+
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drops this object's hold on the map; views that are still alive keep it open."""
+        self._parquet.close()
+
+
+def _check_version(path: Path, parquet: pq.ParquetFile) -> dict[str, str]:
+    raw = parquet.metadata.metadata or {}
+    metadata = {
+        key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+        for key, value in raw.items()
+    }
+    version = metadata.get(VERSION_KEY)
+    if version is None:
+        raise NotAWeightFile(f"{path}: a Parquet file, but without {VERSION_KEY} in its metadata")
+    if version != str(FORMAT_VERSION):
+        raise UnsupportedVersion(
+            f"{path}: format version {version!r}, this Arrowhead reads {FORMAT_VERSION}; "
+            "upgrade Arrowhead or convert the model again"
+        )
+    return metadata
+
+
+def _check_tensors(path: Path, buffer: mmap.mmap, parquet: pq.ParquetFile) -> dict[str, TensorInfo]:
+    """Every row checked, in file order; nothing of a tensor's data is read but its length."""
+    columns = _check_schema(path, parquet)
+    footer_length = int.from_bytes(buffer[-8:-4], "little")
+    data_end = len(buffer) - 8 - footer_length
+    tensors: dict[str, TensorInfo] = {}
+    for row_group, (name, shape, dtype, num_params, crc32) in enumerate(_rows(path, parquet)):
+        where = f"{path}: {name}"
+        if name in tensors:
+            raise DuplicateTensor(f"{where}: stands twice in the file")
+        if dtype not in ITEM_SIZE:
+            raise BadDtype(f"{where}: dtype {dtype!r}; known are {', '.join(ITEM_SIZE)}")
+        if any(size < 0 for size in shape) or prod(shape) != num_params:
+            raise BadShape(
+                f"{where}: shape {list(shape)} does not hold num_params = {num_params} elements"
+            )
+        nbytes = num_params * ITEM_SIZE[dtype]
+        chunk = parquet.metadata.row_group(row_group).column(columns["data"])
+        offset = None
+        if _is_plain(chunk):
+            offset = _locate(where, buffer, chunk, nbytes, data_end)
+        tensors[name] = TensorInfo(
+            name, dtype, shape, nbytes, crc32, offset, chunk.total_compressed_size, row_group
+        )
+    _check_overlap(path, tensors)
+    return tensors
+
+
+def _check_schema(path: Path, parquet: pq.ParquetFile) -> dict[str, int]:
+    """The position of each top-level column among the file's leaf columns."""
+    schema = parquet.schema_arrow
+    for field in _SCHEMA:
+        index = schema.get_field_index(field.name)
+        if index < 0:
+            raise BadSchema(f"{path}: has no column {field.name!r} (or has it twice)")
+        met = schema.field(index)
+        if met.type != field.type or met.nullable:
+            nullable = " and nullable" if met.nullable else ""
+            raise BadSchema(
+                f"{path}: column {field.name!r} is {met.type}{nullable}, "
+                f"wanted {field.type} and not nullable"
+            )
+    groups = parquet.metadata
+    for index in range(groups.num_row_groups):
+        rows = groups.row_group(index).num_rows
+        if rows != 1:
+            raise BadSchema(f"{path}: row group {index} has {rows} rows, each must hold one tensor")
+    leaves = [parquet.schema.column(i).path.split(".")[0] for i in range(len(parquet.schema))]
+    return {name: leaves.index(name) for name in leaves}
+
+
+def _rows(
+    path: Path, parquet: pq.ParquetFile
+) -> Iterator[tuple[str, tuple[int, ...], str, int, int]]:
+    try:
+        table = parquet.read(columns=["layer_name", "shape", "dtype", "num_params", "crc32"])
+    except (pa.ArrowException, OSError) as error:
+        raise BadSchema(
+            f"{path}: the description of its tensors cannot be read: {error}"
+        ) from error
+    for row in zip(*(table.column(i).to_pylist() for i in range(5)), strict=True):
+        by_name = dict(zip(table.column_names, row, strict=True))
+        yield (
+            by_name["layer_name"],
+            tuple(by_name["shape"]),
+            by_name["dtype"],
+            by_name["num_params"],
+            by_name["crc32"],
+        )
+
+
+def _is_plain(chunk: Any) -> bool:
+    return (
+        chunk.compression == "UNCOMPRESSED"
+        and not chunk.has_dictionary_page
+        and set(chunk.encodings) <= {"PLAIN", "RLE"}
+    )
+
+
+def _locate(where: str, buffer: mmap.mmap, chunk: Any, nbytes: int, data_end: int) -> int:
+    """Where a plain tensor's bytes start, proved by the length that Parquet writes before them."""
+    end = chunk.data_page_offset + chunk.total_compressed_size
+    start = end - nbytes
+    if chunk.data_page_offset < len(_MAGIC) or chunk.total_compressed_size < 0 or end > data_end:
+        raise BadOffset(
+            f"{where}: its data is said to lie at bytes {chunk.data_page_offset}-{end}, outside "
+            f"the file's data (bytes {len(_MAGIC)}-{data_end})"
+        )
+    length = int.from_bytes(buffer[max(start - 4, 0) : max(start, 0)], "little")
+    if start - 4 <= chunk.data_page_offset or length != nbytes:
+        raise SizeMismatch(
+            f"{where}: shape x dtype takes {nbytes} bytes, the file does not hold that many for it "
+            f"({chunk.total_compressed_size} with their page header)"
+        )
+    if start % ALIGNMENT:
+        raise BadOffset(f"{where}: its data starts at byte {start}, not a multiple of {ALIGNMENT}")
+    return int(start)
+
+
+def _check_overlap(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    reached, before = 0, ""
+    for tensor in sorted(tensors.values(), key=lambda t: t.offset or 0):
+        if tensor.offset is None:
+            continue
+        if tensor.offset < reached:
+            raise BadOffset(f"{path}: {tensor.name}: its data overlaps that of {before}")
+        reached, before = tensor.offset + tensor.nbytes, tensor.name
+
+
+def write(
+    path: str | os.PathLike[str],
+    tensors: Iterable[Tensor],
+    metadata: Mapping[str, str],
+    compression: Compression = "none",
+) -> None:
+    """Writes a weight file, one tensor in memory at a time, and puts it in place whole.
+
+    Args:
+        path: the file to make or replace. Who has the old one mapped keeps the old bytes.
+        tensors: in the order in which they shall lie in the file.
+        metadata: further key-value metadata; the format version is added.
+        compression: "none" makes the tensors mappable; "lz4" and "zstd" the file smaller to ship.
+
+    Raises:
+        DuplicateTensor, BadDtype, BadShape, SizeMismatch: the tensor named cannot be written.
+    """
+    path = Path(path)
+    with (
+        _replacing(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        _writer(sink, compression) as writer,
+    ):
+        writer.add_key_value_metadata({**metadata, VERSION_KEY: str(FORMAT_VERSION)})
+        seen: set[str] = set()
+        for tensor in tensors:
+            _check_writable(tensor, seen)
+            padding = ALIGNMENT
+            if compression == "none":
+                # Written once to the side to learn where `data` comes to lie: all that is before
+                # it has a constant size for this tensor, whatever the length of the padding.
+                padding += -(sink.tell() + _distance_to_data(tensor, padding)) % ALIGNMENT
+            writer.write_table(_row(tensor, padding))
+
+
+def _row(tensor: Tensor, padding: int) -> pa.Table:
+    crc32 = zlib.crc32(tensor.data)
+    values = [
+        [tensor.name],
+        [list(tensor.shape)],
+        [tensor.dtype],
+        [prod(tensor.shape)],
+        [crc32],
+        [bytes(padding)],
+    ]
+    arrays = [pa.array(value, field.type) for value, field in zip(values, _SCHEMA, strict=False)]
+    # The tensor's own memory becomes the array's, so that the only copy is the one into the file.
+    ends = pa.array([0, len(tensor.data)], pa.int32()).buffers()[1]
+    arrays.append(pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(tensor.data)]))
+    return pa.Table.from_arrays(arrays, schema=_SCHEMA)
+
+
+def _distance_to_data(tensor: Tensor, padding: int) -> int:
+    """Bytes from the start of the tensor's row group to its first data byte."""
+    scratch = pa.BufferOutputStream()
+    with _writer(scratch, "none") as writer:
+        writer.write_table(_row(tensor, padding))
+    chunk = pq.read_metadata(pa.BufferReader(scratch.getvalue())).row_group(0).column(6)
+    return int(
+        chunk.data_page_offset + chunk.total_compressed_size - len(tensor.data) - len(_MAGIC)
+    )
+
+
+def _writer(sink: Any, compression: Compression) -> pq.ParquetWriter:
+    # Only `data` is worth compressing. Statistics would put whole tensors into the footer.
+    return pq.ParquetWriter(
+        sink,
+        _SCHEMA,
+        compression={"data": compression} if compression != "none" else "none",
+        use_dictionary=False,
+        write_statistics=False,
+        store_schema=False,
+        data_page_version="1.0",
+    )
+
+
+def _check_writable(tensor: Tensor, seen: set[str]) -> None:
+    if tensor.name in seen:
+        raise DuplicateTensor(f"{tensor.name}: given twice")
+    seen.add(tensor.name)
+    if tensor.dtype not in ITEM_SIZE:
+        raise BadDtype(f"{tensor.name}: dtype {tensor.dtype!r}; known are {', '.join(ITEM_SIZE)}")
+    if any(size < 0 for size in tensor.shape):
+        raise BadShape(f"{tensor.name}: shape {list(tensor.shape)} has a negative dimension")
+    wanted = prod(tensor.shape) * ITEM_SIZE[tensor.dtype]
+    if len(tensor.data) != wanted:
+        raise SizeMismatch(
+            f"{tensor.name}: {len(tensor.data)} bytes given, {tensor.dtype} {list(tensor.shape)} "
+            f"takes {wanted}"
+        )
+    if wanted > MAX_TENSOR_BYTES:
+        raise SizeMismatch(
+            f"{tensor.name}: {wanted} bytes; Parquet holds at most {MAX_TENSOR_BYTES} in one value"
+        )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A hidden sibling to write to, renamed over `path` on success and removed on failure."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
