@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: N818 (errors are named by what happened)
 """Everything that can go wrong, as one tree, and the one table that places a server's status in it.
 
     ArrowheadError                 catch this to catch them all

@@ -175,7 +175,7 @@ def encode_texts(texts: str | Sequence[str], prompt: str | None = None) -> list[
             encoded.append((f"{prompt}{text}" if prompt else text).encode("utf-8"))
         except UnicodeEncodeError as error:
             raise InvalidInput(
-                f"texts[{index}] (prompt in front) has a lone surrogate at character {error.start}, "
+                f"texts[{index}] (prompt in front) has a lone surrogate at index {error.start}, "
                 f"{error.object[error.start]!r}, which has no UTF-8. Decode its bytes again, with "
                 "errors='replace' if they are broken."
             ) from error

@@ -8,9 +8,8 @@ An error ends as one line on stderr and a non-zero exit, when its class says so 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import click
 
@@ -38,7 +37,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module only when that command is called or asked for help."""
+    """A group that imports a command's module only when that command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names in the table."""
@@ -70,11 +69,11 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.help) for name, command in COMMANDS.items()])
 
-    def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:
+    def main(self, *args: Any, **extra: Any) -> Any:
         """Runs the command line, and turns errors into one line and an exit code."""
         extra["standalone_mode"] = False
         try:
-            code = super().main(args, **extra)
+            code = super().main(*args, **extra)
         except click.Abort:  # Ctrl-C
             sys.exit(130)
         except click.UsageError as error:
@@ -84,8 +83,7 @@ class LazyGroup(click.Group):
             exit_code = getattr(type(error), "exit_code", None)
             if not isinstance(exit_code, int):
                 raise
-            is_click = isinstance(error, click.ClickException)
-            click.echo(f"arrowhead: {error.format_message() if is_click else error}", err=True)
+            click.echo(f"arrowhead: {error}", err=True)
             sys.exit(exit_code)
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -100,7 +98,7 @@ def main() -> None:
       arrowhead serve
       arrowhead embed "a text" "another"
       arrowhead similarity "a cat" "a kitten" "a tractor"
-    """
+    """  # noqa: D301 (click reads the character)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ def _server_options(function: F) -> F:
     return function
 
 
+_RETRIES = 4  # 1.5 s: somebody waits at the prompt for "no server answers"
+
 _file_option = click.option(
     "--file", "-f", type=click.File("rb"), help="One text a line, UTF-8; - is stdin."
 )
@@ -76,7 +78,7 @@ def embed(
     form: str,
     out: Path | None,
 ) -> None:
-    r"""Turn texts into vectors.
+    """Turn texts into vectors.
 
     Texts are arguments, or the lines of a file or of stdin: line i is vector i, empty lines too.
 
@@ -86,11 +88,11 @@ def embed(
       arrowhead embed --file corpus.txt --format parquet --out corpus.parquet
       cat corpus.txt | arrowhead embed --format npy > corpus.npy
       arrowhead embed --prompt "query: " --dimensions 128 "what is a neutron star"
-    """
+    """  # noqa: D301 (click reads the character)
     if out is None and form != "jsonl" and sys.stdout.isatty():
         raise click.UsageError(f"{form} is binary: not written to a terminal; give --out FILE")
     lines = _texts(texts, file)
-    with Client(url, model=model) as client:
+    with Client(url, model=model, retries=_RETRIES) as client:
         vectors = client.embed(lines, prompt=prompt, dimensions=dimensions, normalize=normalize)
     with _output(out) as stream:
         _WRITERS[form](stream, lines, vectors)
@@ -110,16 +112,16 @@ def similarity(
     model: str,
     as_json: bool,
 ) -> None:
-    r"""Rank texts by how much they are like A: the cosine of their vectors, the highest first.
+    """Rank texts by how much they are like A: the cosine of their vectors, the highest first.
 
     \b
     Examples:
       arrowhead similarity "a cat" "a kitten" "a tractor"
       arrowhead similarity "a cat" --file sentences.txt | head
       arrowhead similarity --json "a cat" "a kitten"
-    """
+    """  # noqa: D301
     texts = _texts(others, file)
-    with Client(url, model=model) as client:
+    with Client(url, model=model, retries=_RETRIES) as client:
         scores = client.similarity(a, texts)[0] if texts else np.empty(0, np.float32)
     ranked = [(texts[index], float(scores[index])) for index in np.argsort(-scores, kind="stable")]
     if as_json:
@@ -136,7 +138,7 @@ def _texts(arguments: Sequence[str], file: IO[bytes] | None) -> list[str]:
         raise click.UsageError("texts as arguments and --file: give one of them")
     if arguments:
         return list(arguments)
-    stdin = click.get_binary_stream("stdin")
+    stdin = sys.stdin.buffer
     if file is None and stdin.isatty():
         raise click.UsageError("no texts: give them as arguments, with --file, or on stdin")
     lines = (file or stdin).read().removeprefix(b"\xef\xbb\xbf").split(b"\n")
@@ -176,14 +178,18 @@ def _write_parquet(stream: IO[bytes], texts: Sequence[str], vectors: Vectors) ->
     stream.write(buffer.getbuffer())
 
 
-_WRITERS = {"jsonl": _write_jsonl, "npy": _write_npy, "parquet": _write_parquet}
+_WRITERS: dict[str, Callable[[IO[bytes], Sequence[str], Vectors], None]] = {
+    "jsonl": _write_jsonl,
+    "npy": _write_npy,
+    "parquet": _write_parquet,
+}
 
 
 @contextmanager
 def _output(out: Path | None) -> Iterator[IO[bytes]]:
     """Stdout, or a sibling of `out` that takes its name when all is written."""
     if out is None:
-        stream = click.get_binary_stream("stdout")
+        stream = sys.stdout.buffer
         yield stream
         stream.flush()
         return

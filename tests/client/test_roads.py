@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One table of cases over every road, against servers that really speak the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from arrowhead_client import (
+    AsyncClient,
+    Client,
+    HttpTransport,
+    InvalidRequest,
+    InvalidUrl,
+    ModelNotFound,
+    Request,
+    ServerError,
+    TimedOut,
+    Unavailable,
+    UnexpectedResponse,
+)
+
+UNAVAILABLE = (503, grpc.StatusCode.UNAVAILABLE)
+INVALID = (400, grpc.StatusCode.INVALID_ARGUMENT)
+NOT_FOUND = (404, grpc.StatusCode.NOT_FOUND)
+INTERNAL = (500, grpc.StatusCode.INTERNAL)
+LATE = (504, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+TEXTS = [
+    "a text",
+    "",
+    "grüße, 世界 \U0001f680",
+    "nul \0 inside",
+    "line\nbreak",
+    '"quoted" \\',
+    "e\u0301",
+]
+
+
+def test_every_road_gives_the_same_vectors(road: Any, expected: Any) -> None:
+    vectors = road.call("embed", TEXTS)
+    np.testing.assert_array_equal(vectors, expected(TEXTS))
+    assert vectors.dtype == np.float32
+    assert vectors.flags.writeable
+    assert road.server.script.seen == [
+        Request("minilm", tuple(text.encode() for text in TEXTS), ("embeddings",))
+    ]
+
+
+def test_many_requests_keep_their_order(road: Any, expected: Any) -> None:
+    texts = [f"text {number}" for number in range(50)]
+    vectors = road.call("embed", texts, batch_size=3, concurrency=4)
+    np.testing.assert_array_equal(vectors, expected(texts))
+    assert len(road.server.script.seen) == 17
+
+
+def test_no_texts_take_their_width_from_the_model(road: Any) -> None:
+    vectors = road.call("embed", [])
+    assert vectors.shape == (0, 8)
+    assert vectors.dtype == np.float32
+
+
+def test_tokens_are_counted(road: Any) -> None:
+    counts = road.call("count_tokens", ["one", "one two", "w " * 300], batch_size=2)
+    assert counts.length.tolist() == [1, 2, 256]
+    assert counts.truncated.tolist() == [False, False, True]
+    assert (counts.length.dtype, counts.truncated.dtype) == (np.int32, np.bool_)
+    assert road.server.script.seen[0].model == "minilm_tokenizer"
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (INVALID, InvalidRequest),
+        (NOT_FOUND, ModelNotFound),
+        (INTERNAL, ServerError),
+        (LATE, TimedOut),
+        (UNAVAILABLE, Unavailable),
+    ],
+)
+def test_a_status_becomes_its_error(
+    road: Any, fault: tuple[int, grpc.StatusCode], error: type[ServerError]
+) -> None:
+    road.server.script.faults.append(fault)
+    with pytest.raises(ServerError) as caught:
+        road.call("embed", ["a"], retries=0)
+    assert type(caught.value) is error
+    assert caught.value.status in (str(fault[0]), str(fault[1]))
+    assert road.server.url in str(caught.value)
+    assert len(road.server.script.seen) == 1
+
+
+@pytest.mark.parametrize("fault", [INVALID, NOT_FOUND, INTERNAL, LATE])
+def test_nothing_but_unavailable_is_retried(road: Any, fault: Any) -> None:
+    road.server.script.faults.append(fault)
+    with pytest.raises(ServerError):
+        road.call("embed", ["a"])
+    assert len(road.server.script.seen) == 1
+
+
+def test_unavailable_is_retried(road: Any, expected: Any) -> None:
+    road.server.script.faults.extend([UNAVAILABLE, UNAVAILABLE])
+    np.testing.assert_array_equal(road.call("embed", ["a"]), expected(["a"]))
+    assert len(road.server.script.seen) == 3
+
+
+def test_retries_end_and_say_how_many_there_were(road: Any) -> None:
+    road.server.script.faults.extend([UNAVAILABLE] * 5)
+    with pytest.raises(Unavailable, match="Tried 3 times"):
+        road.call("embed", ["a"], retries=2)
+    assert len(road.server.script.seen) == 3
+
+
+def test_a_server_that_comes_back_is_met_again(road: Any, expected: Any) -> None:
+    road.server.stop()
+    starter = threading.Timer(0.5, road.server.start)
+    starter.start()
+    try:
+        np.testing.assert_array_equal(road.call("embed", ["a"]), expected(["a"]))
+    finally:
+        starter.join()
+
+
+def test_a_dead_server_is_unavailable_and_not_ready(road: Any) -> None:
+    road.server.stop()
+    assert road.call("ready") is False
+    with pytest.raises(Unavailable, match="arrowhead serve"):
+        road.call("embed", ["a"], retries=0)
+
+
+def test_ready_asks_the_server_and_the_model(road: Any) -> None:
+    assert road.call("ready") is True
+    assert road.call("ready", model="another") is False
+    road.server.script.ready = False
+    assert road.call("ready") is False
+
+
+def test_a_slow_server_is_timed_out_and_not_asked_again(road: Any) -> None:
+    road.server.script.sleep_s = 60
+    with pytest.raises(TimedOut, match=r"within 0\.3 s"):
+        road.call("embed", ["a"], timeout_s=0.3)
+    assert len(road.server.script.seen) == 1
+
+
+def test_the_first_failure_ends_the_call(road: Any) -> None:
+    """The failure of one request is raised while its neighbours are still being answered."""
+    road.server.script.sleep_s = 60
+    road.server.script.faults.extend([None, INVALID])
+    with pytest.raises(InvalidRequest):
+        road.call("embed", [str(number) for number in range(100)], batch_size=1, concurrency=3)
+    assert len(road.server.script.seen) <= 4
+
+
+def test_a_foreign_output_name_is_told(road: Any) -> None:
+    road.server.script.output = "vectors"
+    with pytest.raises(UnexpectedResponse, match="arrowhead convert"):
+        road.call("embed", ["a"])
+    with pytest.raises(UnexpectedResponse, match="vectors"):
+        road.call("embed", [])
+
+
+@pytest.mark.parametrize("road", ["grpc", "http"], indirect=True)
+def test_threads_share_a_client(road: Any, expected: Any) -> None:
+    results: dict[int, Any] = {}
+    with Client(road.server.url, batch_size=2) as client:
+
+        def embed(number: int) -> None:
+            results[number] = client.embed([f"{number} {text}" for text in TEXTS])
+
+        threads = [threading.Thread(target=embed, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for number in range(4):
+        np.testing.assert_array_equal(
+            results[number], expected([f"{number} {text}" for text in TEXTS])
+        )
+
+
+@pytest.mark.parametrize("road", ["grpc", "http"], indirect=True)
+def test_a_client_works_again_after_a_timeout(road: Any, expected: Any) -> None:
+    """One connection only: a timeout must not keep it."""
+    script = road.server.script
+    with Client(road.server.url, concurrency=1, timeout_s=0.3) as client:
+        script.sleep_s = 60
+        with pytest.raises(TimedOut):
+            client.embed(["a"])
+        script.sleep_s = 0
+        np.testing.assert_array_equal(client.embed(["a"]), expected(["a"]))
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+async def test_a_cancelled_call_cancels_its_requests(
+    protocol: str, request: pytest.FixtureRequest, expected: Any
+) -> None:
+    server = request.getfixturevalue(f"{protocol}_server")
+    server.script.sleep_s = 60
+    async with AsyncClient(server.url, batch_size=1, concurrency=2) as client:
+        call = asyncio.create_task(client.embed(["a", "b", "c"]))
+        while len(server.script.seen) < 2:
+            await asyncio.sleep(0.005)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert len(asyncio.all_tasks()) == 1
+        server.script.sleep_s = 0
+        np.testing.assert_array_equal(await client.embed(["a"]), expected(["a"]))
+
+
+def _embed_one(url: str) -> None:
+    with Client(url) as client:
+        client.embed(["a"])
+
+
+def _embed_one_async(url: str) -> None:
+    async def embed() -> None:
+        async with AsyncClient(url) as client:
+            await client.embed(["a"])
+
+    asyncio.run(embed())
+
+
+@pytest.mark.parametrize("embed_one", [_embed_one, _embed_one_async])
+def test_http_to_something_else_is_told(embed_one: Callable[[str], None]) -> None:
+    """A port that answers, but not with HTTP, is an error at once: no retry, no waiting."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def babble() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"this is no HTTP\r\n\r\n")
+
+        thread = threading.Thread(target=babble)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(UnexpectedResponse, match="Does this address belong to Triton"):
+            embed_one(url)
+        thread.join()
+
+
+def test_a_connection_closed_before_an_answer_is_retried(http_server: Any, expected: Any) -> None:
+    """A kept connection that the server drops while the client is idle costs nobody anything."""
+    with Client(http_server.url) as client:
+        client.embed(["a"])
+        http_server.stop()
+        http_server.start()
+        np.testing.assert_array_equal(client.embed(["b"]), expected(["b"]))
+
+
+def test_a_transport_refuses_the_other_protocol() -> None:
+    with pytest.raises(InvalidUrl, match="wanted http://"):
+        HttpTransport("grpc://127.0.0.1:8001")
