@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from arrowhead_server import triton
+from arrowhead_server.address import LOOPBACK, Address
 from arrowhead_server.supervisor import Server
-from arrowhead_server.triton import Address, interpreter_warning
+from arrowhead_server.triton import interpreter_warning
 
 _EPILOG = """\b
 Examples:
@@ -32,7 +32,7 @@ line on stderr.
 
 def _ipv4(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
     try:
-        return str(ipaddress.IPv4Address(triton.LOOPBACK if value == "localhost" else value))
+        return str(ipaddress.IPv4Address(LOOPBACK if value == "localhost" else value))
     except ValueError:
         raise click.BadParameter(f"{value!r} is not an IPv4 address like 127.0.0.1") from None
 
@@ -59,7 +59,7 @@ def _port(name: str, default: int, what: str) -> Callable[[Any], Any]:
 )
 @click.option(
     "--host",
-    default=triton.LOOPBACK,
+    default=LOOPBACK,
     show_default=True,
     callback=_ipv4,
     help="IPv4 address to listen on. Others than loopback are for trusted networks only.",

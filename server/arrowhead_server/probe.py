@@ -12,8 +12,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from arrowhead_server.address import Address
 from arrowhead_server.repository import EmbeddingModel
-from arrowhead_server.triton import Address
 
 PROBE_TEXT = "ping"
 # A model is held hung after this many probes in a row without an answer, during which it answered
@@ -71,7 +71,7 @@ class Pulse:
             ):
                 try:
                     inputs = self._infer(step, inputs, wanted)
-                except ProbeError as error:  # noqa: PERF203 (which step failed is the answer)
+                except ProbeError as error:
                     failed[step] = str(error)
                     break
         return failed
@@ -104,11 +104,13 @@ class Pulse:
         status, answer = self._request("POST", path, body, self._timeout_s)
         if status != http.client.OK:
             raise ProbeError(f"status {status}, {answer.get('error', 'no reason given')}")
-        outputs: list[dict[str, Any]] = answer["outputs"]
-        return [
-            {key: output[key] for key in ("name", "shape", "datatype", "data")}
-            for output in outputs
-        ]
+        try:
+            return [
+                {key: output[key] for key in ("name", "shape", "datatype", "data")}
+                for output in answer["outputs"]
+            ]
+        except (KeyError, TypeError):
+            raise ProbeError("an answer without the outputs asked for") from None
 
     def _success_counts(self) -> dict[str, int]:
         try:
@@ -117,7 +119,7 @@ class Pulse:
                 model["name"]: int(model["inference_stats"]["success"]["count"])
                 for model in answer["model_stats"]
             }
-        except ProbeError:
+        except (ProbeError, KeyError, TypeError):
             return {}
 
     def _request(
@@ -129,12 +131,15 @@ class Pulse:
             connection.request(method, path, body, {"Connection": "close"})
             response = connection.getresponse()
             text = response.read()
-            return response.status, json.loads(text) if text else {}
+            answer = json.loads(text) if text else {}
         except TimeoutError:
             raise ProbeError(f"no answer within {timeout_s:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             raise ProbeError(f"connection failed, {error or type(error).__name__}") from error
-        except json.JSONDecodeError as error:
-            raise ProbeError(f"an answer that is not JSON, {error}") from error
+        except ValueError:
+            answer = None
         finally:
             connection.close()
+        if not isinstance(answer, dict):
+            raise ProbeError("an answer that is no JSON object")
+        return response.status, answer

@@ -16,7 +16,6 @@ import logging
 import os
 import secrets
 import select
-import socket
 import sys
 import tempfile
 import time
@@ -30,9 +29,9 @@ from threading import Event
 from typing import TypeVar
 
 from arrowhead_server import triton
+from arrowhead_server.address import Address, check_ports, free_address
 from arrowhead_server.errors import (
     CrashLoopError,
-    PortInUseError,
     ServerError,
     StartError,
     TritonNotFoundError,
@@ -41,7 +40,6 @@ from arrowhead_server.log import Log, is_for_operators
 from arrowhead_server.probe import Pulse
 from arrowhead_server.process import Janitor, TritonProcess
 from arrowhead_server.repository import read_repository
-from arrowhead_server.triton import Address
 
 LOGGER = logging.getLogger(__name__)
 TRITON_LOGGER = logging.getLogger(f"{__name__}.triton")
@@ -323,38 +321,6 @@ class Server:
             TRITON_LOGGER.info("%s", line)
         elif self._is_up and is_for_operators(line):
             TRITON_LOGGER.warning("%s", line)
-
-
-def check_ports(address: Address) -> None:
-    """Asks for each port once, so that the message can name the option.
-
-    Raises:
-        PortInUseError: Somebody listens there, or the address is none of this machine's.
-    """
-    for option in ("http_port", "grpc_port", "metrics_port"):
-        port: int = getattr(address, option)
-        with socket.socket() as probe:
-            # As Triton does: connections of its predecessor may still be in TIME_WAIT.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address.host, port))
-            except OSError as error:
-                flag = f"--{option.replace('_', '-')}"
-                raise PortInUseError(
-                    f"cannot listen on {address.host}:{port} ({error.strerror}): "
-                    f"choose another port with {flag}"
-                ) from error
-
-
-def free_address() -> Address:
-    """A loopback address with three ports that are free now."""
-    with ExitStack() as stack:
-        ports = []
-        for _ in range(3):
-            held = stack.enter_context(socket.socket())
-            held.bind((triton.LOOPBACK, 0))
-            ports.append(held.getsockname()[1])
-    return Address(triton.LOOPBACK, *ports)
 
 
 @contextmanager

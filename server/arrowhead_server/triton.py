@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from arrowhead_server.address import Address
 from arrowhead_server.errors import TritonNotFoundError
 from arrowhead_server.repository import EmbeddingModel
 
-LOOPBACK = "127.0.0.1"
 CACHED_VECTORS = 10_000  # of each model
 # Measured at 384 floats: 1,617 bytes an entry, so 81 on top of the floats; the rest is margin.
 _CACHE_ENTRY_OVERHEAD_BYTES = 128
@@ -34,21 +34,6 @@ _ADMIN_APIS = "model-repository,shared-memory,trace,logging"
 # value, so it is drawn anew for every start, never kept, and holds a line feed, which always ends a
 # header: even who reads it from argv has no way to send it.
 _CLOSED = "arrowhead-closed={random}\n."
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a server listens: one IPv4 address, three ports."""
-
-    host: str = LOOPBACK
-    http_port: int = 8000
-    grpc_port: int = 8001
-    metrics_port: int = 8002
-
-    @property
-    def local_host(self) -> str:
-        """The host by which this machine itself reaches the server."""
-        return LOOPBACK if self.host == "0.0.0.0" else self.host  # noqa: S104 (compared, not bound)
 
 
 @dataclass(frozen=True)

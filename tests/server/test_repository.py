@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arrowhead_server.errors import RepositoryError
+from arrowhead_server.repository import EmbeddingModel, read_repository
+
+
+def test_reads_name_and_width_of_each_ensemble(make_repository: Callable[..., Path]) -> None:
+    assert read_repository(make_repository()) == (EmbeddingModel("toy", 8),)
+
+
+def test_the_repository_of_this_project_is_understood() -> None:
+    config = Path(__file__).parents[2] / "model_repository" / "minilm" / "config.pbtxt"
+    repository = config.parents[1]
+    if (repository / "minilm_encoder" / "1" / "weights.parquet").is_file():
+        assert EmbeddingModel("minilm", 384) in read_repository(repository)
+    else:
+        with pytest.raises(RepositoryError, match="'minilm' has no weights yet"):
+            read_repository(repository)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"no model repository at .*nowhere.*--repository"):
+        read_repository(tmp_path / "nowhere")
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="holds no embedding model.*arrowhead convert"):
+        read_repository(tmp_path)
+
+
+def test_weights_not_converted_yet(make_repository: Callable[..., Path]) -> None:
+    with pytest.raises(RepositoryError, match="'toy' has no weights yet.*arrowhead convert"):
+        read_repository(make_repository(weights=False))
+
+
+def test_the_highest_version_must_have_weights(make_repository: Callable[..., Path]) -> None:
+    repository = make_repository()
+    (repository / "toy_encoder" / "10").mkdir()
+    with pytest.raises(RepositoryError, match=r"toy_encoder/10/weights\.parquet is missing"):
+        read_repository(repository)
+
+
+def test_a_part_is_missing(make_repository: Callable[..., Path]) -> None:
+    repository = make_repository()
+    (repository / "toy_tokenizer" / "config.pbtxt").unlink()
+    with pytest.raises(RepositoryError, match="'toy' needs 'toy_tokenizer'"):
+        read_repository(repository)
+
+
+def test_an_ensemble_of_unknown_width(make_repository: Callable[..., Path]) -> None:
+    repository = make_repository()
+    config = repository / "toy" / "config.pbtxt"
+    config.write_text(config.read_text().replace("[ 8 ]", "[ -1 ]"))
+    with pytest.raises(RepositoryError, match="no output of one fixed width"):
+        read_repository(repository)
