@@ -28,12 +28,12 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match="holds no embedding model.*arrowhead convert"):
+    with pytest.raises(RepositoryError, match=r"holds no embedding model.*arrowhead convert"):
         read_repository(tmp_path)
 
 
 def test_weights_not_converted_yet(make_repository: Callable[..., Path]) -> None:
-    with pytest.raises(RepositoryError, match="'toy' has no weights yet.*arrowhead convert"):
+    with pytest.raises(RepositoryError, match=r"'toy' has no weights yet.*arrowhead convert"):
         read_repository(make_repository(weights=False))
 
 

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ MakeRepository = Callable[..., Path]
 
 @contextmanager
 def under_load(server: Server, tools: Any, clients: int = 4) -> Iterator[Counter[str]]:
-    """Clients that never stop asking; counts what they got: ok, wrong, or an error's first words."""
+    """Clients that never stop asking; counts what they got: ok, wrong, or which error."""
     counts: Counter[str] = Counter()
     over = threading.Event()
 
@@ -208,7 +209,7 @@ def test_a_model_that_loads_but_cannot_answer_is_not_ready(
 ) -> None:
     repository = make_repository(on_execute='raise RuntimeError("not today")')
     with (
-        pytest.raises(StartError, match="'toy_encoder' is loaded but does not answer.*not today"),
+        pytest.raises(StartError, match=r"'toy_encoder' is loaded but does not answer.*not today"),
         running_server(repository),
     ):
         pass
@@ -245,7 +246,13 @@ def test_a_killed_stub_under_load(
         old = server.shm_prefix
         assert len(tools.shared_memory(old)) == 2  # the new stubs', none of the dead ones'
         record_property("recovery_s", round(recovery_s, 2))
-        record_property("errors", {k: v for k, v in counts.items() if k not in ("ok", "wrong")})
+        # Cut connections while nobody listens; never a wrong vector, never a strange answer.
+        assert set(counts) <= {
+            "ok",
+            "ConnectionRefusedError",
+            "ConnectionResetError",
+            "RemoteDisconnected",
+        }
     assert recovery_s < 30
     assert len(server.restarts) == 1
     assert tools.shared_memory(server.shm_prefix) == []
@@ -311,7 +318,7 @@ def test_it_gives_up_on_a_server_that_does_not_come_back(
         on_load=f"if os.path.exists({str(broken)!r}):\n    raise RuntimeError('gone for good')"
     )
     with (  # noqa: PT012
-        pytest.raises(CrashLoopError, match="5 failed starts in a row: .*gone for good"),
+        pytest.raises(CrashLoopError, match=r"5 failed starts in a row: .*gone for good"),
         running_server(repository) as server,
     ):
         broken.touch()
@@ -328,7 +335,7 @@ def test_two_servers_side_by_side(
 ) -> None:
     with running_server(make_repository()) as server:
         assert tools.embed(server.address, "a") == (200, ord("a"))
-        pids = [server.pid, *sum(server.stub_pids().values(), [])]
+        pids = [server.pid, *chain.from_iterable(server.stub_pids().values())]
     assert not any(map(tools.is_alive, pids))
     assert tools.shared_memory(server.shm_prefix) == []
     # The other one still has all of its own.
@@ -338,9 +345,12 @@ def test_two_servers_side_by_side(
 
 def test_a_stop_before_it_is_ready(make_repository: MakeRepository, tools: Any) -> None:
     server = Server(make_repository(on_load="time.sleep(60)"), free_address())
-    stopper = threading.Thread(
-        target=lambda: (tools.wait_until(lambda: server.pid, "a process"), server.request_stop())
-    )
+
+    def stop_early() -> None:
+        tools.wait_until(lambda: server.pid, "a process")
+        server.request_stop()
+
+    stopper = threading.Thread(target=stop_early)
     stopper.start()
     assert server.start() is False
     server.stop()
