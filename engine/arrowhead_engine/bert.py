@@ -10,7 +10,7 @@ Letters: T packed tokens, B texts and S tokens of a group (packing.py), D width,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -64,6 +64,10 @@ class BertConfig:
             return cls(**known)
         except TypeError as error:
             raise UnsupportedModel(f"config.json: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sizes as JSON-ready values."""
+        return asdict(self)
 
 
 def shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,9 @@ class Encoder:
         if spec.architecture != "bert":
             raise UnsupportedModel(f"architecture {spec.architecture!r}; this engine knows bert")
         config = bert.BertConfig.from_dict(spec.config)
-        _check_tensors(weights, bert.shapes(config))
+        met = {name: tensor.shape for name, tensor in weights.tensors.items()}
+        if faults := tensor_faults(met, bert.shapes(config)):
+            raise WeightsMismatch(f"{weights.path}: {faults}")
         self.spec = spec
         self.compute = compute
         self._weights = weights
@@ -89,10 +91,10 @@ class Encoder:
         met = self.embed([np.array(probe.input_ids, np.int32) for probe in certificate.probes])
         least = PROBE_COSINE[self.compute.dtype]
         for probe, vector in zip(certificate.probes, met, strict=True):
-            cosine = _cosine(probe.embedding, vector)
-            if not cosine >= least:  # NaN fails too
+            similar = cosine(probe.embedding, vector)
+            if not similar >= least:  # NaN fails too
                 raise CertificateMismatch(
-                    f"{self._weights.path}: a certified text comes out at cosine {cosine:.6f} "
+                    f"{self._weights.path}: a certified text comes out at cosine {similar:.6f} "
                     f"({self.compute}), wanted {least}; convert the model again"
                 )
 
@@ -141,13 +143,14 @@ class Encoder:
         return out
 
 
-def _cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+def cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+    """The cosine of two vectors [D], computed in float64."""
     x, y = a.astype(np.float64), b.astype(np.float64)
     return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
 
 
-def _check_tensors(weights: WeightFile, wanted: dict[str, tuple[int, ...]]) -> None:
-    met = {name: tensor.shape for name, tensor in weights.tensors.items()}
+def tensor_faults(met: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """All that is wrong with a checkpoint's tensors (name -> shape), at once; empty if nothing is."""
     faults = [f"missing {name}" for name in wanted if name not in met]
     faults += [f"unexpected {name}" for name in met if name not in wanted]
     faults += [
@@ -155,8 +158,7 @@ def _check_tensors(weights: WeightFile, wanted: dict[str, tuple[int, ...]]) -> N
         for name, shape in wanted.items()
         if name in met and met[name] != shape
     ]
-    if faults:
-        raise WeightsMismatch(f"{weights.path}: {'; '.join(faults)}")
+    return "; ".join(faults)
 
 
 def _tensors(weights: WeightFile, device: torch.device) -> Callable[[str], Tensor]:

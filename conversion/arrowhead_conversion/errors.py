@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error a conversion raises on purpose; nothing is left behind by any of them.
+
+ConversionError
+├── SourceNotFound      no such folder, package or hub model, or it cannot be reached
+├── UnsupportedSource   found, but of a kind that would not be converted faithfully
+├── BadWeights          tensors missing, of a wrong shape, or not finite
+├── InvalidName         not a name for a model
+└── NotFaithful         converted, but its vectors are not the source's
+"""
+
+
+class ConversionError(Exception):
+    """Base of the conversion's errors. The message is one line, fit to be shown to a user."""
+
+    exit_code = 1
+
+
+class SourceNotFound(ConversionError):
+    """No such folder, package or hub model, or it cannot be reached."""
+
+
+class UnsupportedSource(ConversionError):
+    """Found, but of a kind that would not be converted faithfully."""
+
+
+class BadWeights(ConversionError):
+    """Tensors are missing, of a wrong shape, or not finite."""
+
+
+class InvalidName(ConversionError):
+    """Not a name for a model."""
+
+
+class NotFaithful(ConversionError):
+    """Converted, but its vectors are not the source library's."""
