@@ -29,7 +29,7 @@ MakeRepository = Callable[..., Path]
 
 @contextmanager
 def under_load(server: Server, tools: Any, clients: int = 4) -> Iterator[Counter[str]]:
-    """Clients that never stop asking; counts what they got: ok, wrong, or which error."""
+    """Clients that never stop asking; counts what they got: ok, wrong, no connection, an error."""
     counts: Counter[str] = Counter()
     over = threading.Event()
 
@@ -40,8 +40,8 @@ def under_load(server: Server, tools: Any, clients: int = 4) -> Iterator[Counter
             text = f"{client} {number}"  # a new one each time: no help from the cache
             try:
                 status, answer = tools.embed(server.address, text)
-            except OSError as error:
-                counts[type(error).__name__] += 1
+            except ConnectionError:
+                counts["no connection"] += 1
                 continue
             if status == 200:
                 counts["ok" if answer == sum(text.encode()) else "wrong"] += 1
@@ -243,16 +243,10 @@ def test_a_killed_stub_under_load(
         os.kill(server.stub_pids()[model][0], signal.SIGKILL)
         recovery_s = recovers(server, tools, counts)
         assert f"'{model}'" in server.restarts[0].reason
-        old = server.shm_prefix
-        assert len(tools.shared_memory(old)) == 2  # the new stubs', none of the dead ones'
+        assert len(tools.shared_memory(server.shm_prefix)) == 2  # of the new stubs
         record_property("recovery_s", round(recovery_s, 2))
         # Cut connections while nobody listens; never a wrong vector, never a strange answer.
-        assert set(counts) <= {
-            "ok",
-            "ConnectionRefusedError",
-            "ConnectionResetError",
-            "RemoteDisconnected",
-        }
+        assert set(counts) <= {"ok", "no connection"}
     assert recovery_s < 30
     assert len(server.restarts) == 1
     assert tools.shared_memory(server.shm_prefix) == []

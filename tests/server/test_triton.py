@@ -5,6 +5,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
+
 from arrowhead_server import triton
 from arrowhead_server.address import Address
 from arrowhead_server.errors import TritonNotFoundError
