@@ -72,7 +72,7 @@ class Client:
         transport: Transport | None = None,
     ) -> None:
         self._settings = Settings(model, timeout_s, retries, concurrency, batch_size)
-        self._open_transport: Transport | None = transport or transport_for(url, concurrency)
+        self._open_transport: Transport | None = transport or transport_for(url)
 
     def embed(
         self,

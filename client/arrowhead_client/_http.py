@@ -1,28 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP, blocking (gevent) and async (aiohttp). Foreign errors become ours in `_translated` only.
+"""HTTP, blocking and async. Foreign errors become ours in `_translated` only.
 
-tritonclient's blocking client is not thread-safe and its sockets belong to the thread that opened
-them. So each thread that calls gets a client of its own, and several requests in flight are
-greenlets of the calling thread: no thread of ours ever holds a socket.
+tritonclient writes and reads the bodies. Its blocking HTTP client is not used to send them: it may
+not be shared by threads, and in each thread that calls, gevent leaves an event loop behind with two
+open files, for ever. The standard library's connections do the work; gevent never runs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+import http.client
+import json
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
-import gevent
 import numpy as np
 import tritonclient.http as wire
 import tritonclient.http.aio as async_wire
-from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError
 
 from arrowhead_client._errors import (
+    ClientClosed,
     InvalidUrl,
+    ServerError,
     TimedOut,
     from_status,
     timed_out,
@@ -30,100 +35,144 @@ from arrowhead_client._errors import (
     unexpected,
 )
 from arrowhead_client._plan import Answer, Request
-from arrowhead_client._transports import AsyncTransport, Task, Transport, embedding_width
+from arrowhead_client._transports import AsyncTransport, Transport, embedding_width
 from arrowhead_client._url import Endpoint, parse_url
 
 T = TypeVar("T")
 
+_HEAD_SIZE = "Inference-Header-Content-Length"  # of a body, the part that is JSON
+
 
 class HttpTransport(Transport):
-    """Blocking HTTP.
+    """Blocking HTTP, over connections that are kept and that all threads share.
 
     Args:
         url: `http://host[:port]`.
         binary: send and ask for raw tensors after the JSON; False keeps all in the JSON, which is
             slower and readable.
-        connections: connections of each calling thread; more requests than these wait for one.
     """
 
-    def __init__(self, url: str, *, binary: bool = True, connections: int = 4) -> None:
+    def __init__(self, url: str, *, binary: bool = True) -> None:
         self._server = _endpoint(url)
         self._binary = binary
-        self._connections = connections
-        self._mine = threading.local()
+        self._idle: deque[http.client.HTTPConnection] = deque()
+        self._busy: set[http.client.HTTPConnection] = set()
+        self._closed = False
 
     def infer(self, request: Request, timeout_s: float) -> Answer:
         """See `Transport.infer`."""
         call = _call(request, self._binary)
-        return self._send(timeout_s, lambda client: _answer(request, client.infer(**call)))
+        path = f"/v2/models/{quote(call.pop('model_name'), safe='')}/infer"
+        body, head_size = wire.InferenceServerClient.generate_request_body(**call)
+        headers = {} if head_size is None else {_HEAD_SIZE: str(head_size)}
+        with _translated(self._server, timeout_s):
+            response, content = self._exchange("POST", path, timeout_s, body, headers)
+            self._check(response, content, timeout_s)
+            result = wire.InferenceServerClient.parse_response_body(
+                content, header_length=response.getheader(_HEAD_SIZE)
+            )
+            return _answer(request, result)
 
     def is_ready(self, model: str, timeout_s: float) -> bool:
         """See `Transport.is_ready`."""
-        return self._send(
-            timeout_s,
-            lambda client: bool(client.is_server_ready() and client.is_model_ready(model)),
-        )
+        with _translated(self._server, timeout_s):
+            return all(
+                self._exchange("GET", path, timeout_s)[0].status == 200
+                for path in ("/v2/health/ready", f"/v2/models/{quote(model, safe='')}/ready")
+            )
 
     def width(self, model: str, timeout_s: float) -> int:
         """See `Transport.width`."""
-        metadata = self._send(timeout_s, lambda client: client.get_model_metadata(model))
-        return embedding_width(_shapes(metadata), str(self._server), model)
+        with _translated(self._server, timeout_s):
+            path = f"/v2/models/{quote(model, safe='')}"
+            response, content = self._exchange("GET", path, timeout_s)
+            self._check(response, content, timeout_s)
+            shapes = _shapes(json.loads(content))
+        return embedding_width(shapes, str(self._server), model)
 
     def close(self) -> None:
-        """Closes this thread's connections; another thread's are closed when that thread ends."""
-        self._drop()
+        """See `Transport.close`."""
+        self._closed = True
+        for connection in list(self._busy):
+            with suppress(OSError, AttributeError):  # just closed, or not yet open
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        while self._idle:
+            self._idle.pop().close()
 
-    def run(self, tasks: Iterable[Task], concurrency: int) -> Iterator[tuple[int, Answer]]:
-        """See `Transport.run`; here the requests in flight are cancelled too."""
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        timeout_s: float,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """One request and its whole answer."""
+        deadline = time.monotonic() + timeout_s
 
-        def outcome(task: Task) -> Answer | Exception:
-            try:
-                return task(gevent.sleep)
-            except Exception as error:  # noqa: BLE001 (raised below; else gevent prints it)
-                return error
+        def left() -> float:
+            seconds = deadline - time.monotonic()
+            if seconds <= 0:
+                raise TimeoutError
+            return seconds
 
-        todo = iter(enumerate(tasks))
-        running: dict[gevent.Greenlet, int] = {}
+        connection = self._connection()
+        self._busy.add(connection)
         try:
-            while True:
-                while len(running) < concurrency and (job := next(todo, None)) is not None:
-                    running[gevent.spawn(outcome, job[1])] = job[0]
-                if not running:
-                    return
-                for done in gevent.wait(list(running), count=1):
-                    index, answer = running.pop(done), done.value
-                    if isinstance(answer, Exception):
-                        raise answer
-                    yield index, answer
+            if self._closed:
+                raise ClientClosed("this client was closed during the call")
+            if connection.sock is None:
+                connection.timeout = left()
+                connection.connect()
+            connection.sock.settimeout(left())
+            connection.request(method, path, body, headers or {})
+            connection.sock.settimeout(left())
+            response = connection.getresponse()
+            content = bytearray()
+            sock = connection.sock  # None when the response owns it and closes with it
+            while chunk := response.read1(1 << 20):
+                content += chunk
+                if sock is not None:
+                    sock.settimeout(left())
+            if response.length:
+                raise http.client.IncompleteRead(bytes(content), response.length)
+        except BaseException:
+            connection.close()
+            raise
         finally:
-            if running:
-                gevent.killall(list(running))
-                self._drop()
+            self._busy.discard(connection)
+        if self._closed or connection.sock is None:
+            connection.close()
+        else:
+            self._idle.append(connection)
+        return response, bytes(content)
 
-    def _send(self, timeout_s: float, call: Callable[[Any], T]) -> T:
-        client = getattr(self._mine, "client", None)
-        if client is None:
-            # No timeouts here: they would hold for each read alone. `_translated` holds the whole.
-            client = self._mine.client = wire.InferenceServerClient(
-                self._server.address,
-                concurrency=self._connections,
-                connection_timeout=None,
-                network_timeout=None,
-            )
-        timer = gevent.Timeout(timeout_s)
+    def _connection(self) -> http.client.HTTPConnection:
+        """A kept connection that the server has not closed meanwhile, else a new one."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return http.client.HTTPConnection(self._server.host, self._server.port)
+            connection.sock.setblocking(False)
+            try:
+                connection.sock.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                return connection  # open, and silent as it should be
+            except OSError:
+                pass
+            connection.close()
+
+    def _check(self, response: http.client.HTTPResponse, content: bytes, timeout_s: float) -> None:
+        if response.status == 200:
+            return
         try:
-            with timer, _translated(self._server, timeout_s):
-                return call(client)
-        except gevent.Timeout as met:
-            if met is not timer:
-                raise
-            self._drop()  # a socket given up while it sends is never given back to its pool
-            raise timed_out(str(self._server), timeout_s) from None
-
-    def _drop(self) -> None:
-        client = self._mine.__dict__.pop("client", None)
-        if client is not None:
-            client.close()
+            message = str(json.loads(content)["error"])
+        except (ValueError, KeyError, TypeError):  # not Triton's words: a proxy's page
+            message = response.reason
+        raise from_status(
+            str(response.status), message, server=str(self._server), timeout_s=timeout_s
+        )
 
 
 class AsyncHttpTransport(AsyncTransport):
@@ -132,13 +181,11 @@ class AsyncHttpTransport(AsyncTransport):
     Args:
         url: `http://host[:port]`.
         binary: see `HttpTransport`.
-        connections: connections; more requests than these wait for one.
     """
 
-    def __init__(self, url: str, *, binary: bool = True, connections: int = 4) -> None:
+    def __init__(self, url: str, *, binary: bool = True) -> None:
         self._server = _endpoint(url)
         self._binary = binary
-        self._connections = connections
         self._client: Any = None
 
     async def infer(self, request: Request, timeout_s: float) -> Answer:
@@ -171,7 +218,7 @@ class AsyncHttpTransport(AsyncTransport):
     async def _send(self, timeout_s: float, call: Callable[[Any], Awaitable[T]]) -> T:
         if self._client is None:
             self._client = async_wire.InferenceServerClient(
-                self._server.address, conn_limit=self._connections, conn_timeout=None
+                self._server.address, conn_limit=0, conn_timeout=None
             )
 
         async def translated() -> T:
@@ -214,15 +261,17 @@ def _shapes(metadata: Any) -> dict[str, Any]:
 def _translated(server: Endpoint, timeout_s: float) -> Iterator[None]:
     try:
         yield
+    except ServerError:
+        raise
     except wire.InferenceServerException as error:
         raise from_status(
             error.status(), error.message() or "", server=str(server), timeout_s=timeout_s
         ) from error
-    except (HTTPConnectionClosed, aiohttp.ServerDisconnectedError) as error:
+    except TimeoutError as error:
+        raise timed_out(str(server), timeout_s) from error
+    except (OSError, aiohttp.ClientConnectionError, http.client.IncompleteRead) as error:
         raise unavailable(str(server), error) from error
-    except (HTTPParseError, aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
+    except (http.client.HTTPException, aiohttp.ClientError) as error:
         raise unexpected(str(server), error) from error
-    except (OSError, aiohttp.ClientConnectionError) as error:
-        raise unavailable(str(server), error) from error
     except (ValueError, KeyError, TypeError) as error:  # a 200 with a body of something else
         raise unexpected(str(server), error) from error

@@ -108,18 +108,18 @@ class AsyncTransport(ABC):
         """See `Transport.close`."""
 
 
-def transport_for(url: str, concurrency: int) -> Transport:
-    """The transport a url asks for, with room for `concurrency` requests at once."""
+def transport_for(url: str) -> Transport:
+    """The transport a url asks for."""
     if parse_url(url).protocol == "grpc":
         from arrowhead_client._grpc import GrpcTransport
 
         return GrpcTransport(url)
     from arrowhead_client._http import HttpTransport
 
-    return HttpTransport(url, connections=concurrency)
+    return HttpTransport(url)
 
 
-def async_transport_for(url: str, concurrency: int) -> AsyncTransport:
+def async_transport_for(url: str) -> AsyncTransport:
     """`transport_for`, for asyncio."""
     if parse_url(url).protocol == "grpc":
         from arrowhead_client._grpc import AsyncGrpcTransport
@@ -127,7 +127,7 @@ def async_transport_for(url: str, concurrency: int) -> AsyncTransport:
         return AsyncGrpcTransport(url)
     from arrowhead_client._http import AsyncHttpTransport
 
-    return AsyncHttpTransport(url, connections=concurrency)
+    return AsyncHttpTransport(url)
 
 
 class FakeTransport(Transport):

@@ -89,7 +89,7 @@ def _from_hub(repo_id: str, revision: str | None) -> Path:
         ) from error
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
         raise SourceNotFound(
-            f"{named}: no such folder or package, not in the hub's cache here, and the hub cannot be "
+            f"{named}: no such folder or package, not in the hub cache, and the hub cannot be "
             f"reached ({_reason(error)}); copy the model's folder here and name that"
         ) from error
 

@@ -150,7 +150,7 @@ def cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
 
 
 def tensor_faults(met: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
-    """All that is wrong with a checkpoint's tensors (name -> shape), at once; empty if nothing is."""
+    """All that is wrong with a checkpoint's tensors (name -> shape), at once; or nothing."""
     faults = [f"missing {name}" for name in wanted if name not in met]
     faults += [f"unexpected {name}" for name in met if name not in wanted]
     faults += [

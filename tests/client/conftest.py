@@ -112,6 +112,7 @@ class _Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
 
 class _Http(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet, else each answer waits 40 ms for an ACK
     script: Script
 
     def log_message(self, *args: object) -> None:
