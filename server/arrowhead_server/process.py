@@ -60,6 +60,9 @@ class Janitor:
             self._shell = subprocess.Popen(
                 ["/bin/sh", "-c", _JANITOR, "arrowhead-janitor", str(runtime), shm_prefix],
                 stdin=reader,
+                # Ours may be a pipe whose reader waits for its end.
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C at the terminal is for us
             )
         finally:
@@ -167,7 +170,7 @@ class TritonProcess:
     def stub_pids(self) -> dict[str, list[int]]:
         """The process ids of the stubs of each model."""
         pids: dict[str, list[int]] = {}
-        for pid, model in self._stubs.values():
+        for pid, model in list(self._stubs.values()):  # may be asked from another thread
             pids.setdefault(model, []).append(pid)
         return pids
 

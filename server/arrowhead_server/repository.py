@@ -43,8 +43,8 @@ def read_repository(repository: Path) -> tuple[EmbeddingModel, ...]:
     """
     if not repository.is_dir():
         raise RepositoryError(
-            f"no model repository at {repository}: name one with --repository DIR, "
-            f"or make one with `arrowhead convert` (see `arrowhead convert --help`)"
+            f"no model repository at {repository}: name one with --repository DIR, or make one "
+            f"with `arrowhead convert SOURCE --name NAME --repository {repository}`"
         )
     models = tuple(
         model
@@ -53,8 +53,8 @@ def read_repository(repository: Path) -> tuple[EmbeddingModel, ...]:
     )
     if not models:
         raise RepositoryError(
-            f"{repository} holds no embedding model: make one with `arrowhead convert` "
-            f"(see `arrowhead convert --help`)"
+            f"{repository} holds no embedding model: make one with "
+            f"`arrowhead convert SOURCE --name NAME --repository {repository}`"
         )
     for model in models:
         _check_weights(repository, model)
@@ -70,7 +70,7 @@ def _embedding_model(config: Path) -> EmbeddingModel | None:
     if width is None:
         raise RepositoryError(
             f"{config} declares no output of one fixed width: write the model's folders again "
-            f"with `arrowhead convert` (see `arrowhead convert --help`)"
+            f"with `arrowhead convert SOURCE --name {name}`"
         )
     return EmbeddingModel(name, int(width[1]))
 
@@ -79,8 +79,8 @@ def _check_weights(repository: Path, model: EmbeddingModel) -> None:
     for part in (model.tokenizer, model.encoder):
         if not (repository / part / "config.pbtxt").is_file():
             raise RepositoryError(
-                f"model '{model.name}' needs '{part}', which {repository} does not hold: convert "
-                f"it again with `arrowhead convert` (see `arrowhead convert --help`)"
+                f"model '{model.name}' needs '{part}', which {repository} does not hold: "
+                f"write it with `arrowhead convert SOURCE --name {model.name}`"
             )
     versions = [
         int(folder.name)
@@ -92,5 +92,5 @@ def _check_weights(repository: Path, model: EmbeddingModel) -> None:
     if not weights.is_file():
         raise RepositoryError(
             f"model '{model.name}' has no weights yet ({weights} is missing): "
-            f"run `arrowhead convert` first (see `arrowhead convert --help`)"
+            f"run `arrowhead convert SOURCE --name {model.name}` first"
         )

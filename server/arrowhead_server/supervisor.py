@@ -75,8 +75,14 @@ class Server:
             at all for about three times this long is restarted, so it must exceed the time that
             the largest batch takes.
 
+    Attributes:
+        models: What is served.
+        ready_s: Seconds that the last start took, to a real answer of every model.
+        restarts: Every recovery so far, oldest first.
+
     Raises:
         RepositoryError: There is nothing to serve.
+        TritonNotFoundError: This is not Linux.
     """
 
     def __init__(

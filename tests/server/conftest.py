@@ -203,19 +203,6 @@ def tools() -> type[Tools]:
     return Tools
 
 
-# What the `arrowhead` group makes of an error.
-SERVE = """
-import sys
-from arrowhead_server.command import serve
-from arrowhead_server.errors import ServerError
-try:
-    serve()
-except ServerError as error:
-    print(f"arrowhead: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
-"""
-
-
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `arrowhead serve` as a process of its own; kills what a failed test left running."""
@@ -224,7 +211,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def start(repository: Path, address: Address) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-c", SERVE),
+                *(sys.executable, "-m", "arrowhead_client.cli", "serve"),
                 *("--repository", str(repository)),
                 *("--http-port", str(address.http_port)),
                 *("--grpc-port", str(address.grpc_port)),

@@ -141,7 +141,7 @@ def test_a_restart_is_told_on_stderr(
     ("options", "message"),
     [
         ({"on_load": "raise RuntimeError('no luck')"}, "'toy_encoder' failed to load: Runtime"),
-        ({"weights": False}, "'toy' has no weights yet"),
+        ({"weights": False}, "`arrowhead convert SOURCE --name toy` first"),
     ],
 )
 def test_a_failed_start_is_one_line_and_exit_code_one(
