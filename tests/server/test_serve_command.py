@@ -19,6 +19,7 @@ from arrowhead_server.address import Address, free_address
 from arrowhead_server.command import serve as serve_command
 
 MakeRepository = Callable[..., Path]
+Measured = Callable[[str, float], None]
 Serve = Callable[[Path, Address], subprocess.Popen[str]]
 
 READY = re.compile(
@@ -60,7 +61,7 @@ def test_a_signal_stops_it_within_five_seconds(
     serve: Serve,
     tools: Any,
     tmp_path: Path,
-    record_property: Any,
+    measured: Measured,
     number: signal.Signals,
 ) -> None:
     address = free_address()
@@ -73,7 +74,7 @@ def test_a_signal_stops_it_within_five_seconds(
     began = time.monotonic()
     process.send_signal(number)
     output, errors = process.communicate(timeout=5)
-    record_property("stop_s", round(time.monotonic() - began, 2))
+    measured("stop", time.monotonic() - began)
     assert (process.returncode, output, errors) == (0, "", "")
     assert_nothing_is_left(process, children, tmp_path, tools)
 
@@ -95,7 +96,7 @@ def test_an_open_connection_and_a_stopped_stub_do_not_hold_up_the_stop(
 
 
 def test_nothing_outlives_a_killed_supervisor(
-    make_repository: MakeRepository, serve: Serve, tools: Any, tmp_path: Path, record_property: Any
+    make_repository: MakeRepository, serve: Serve, tools: Any, tmp_path: Path, measured: Measured
 ) -> None:
     address = free_address()
     process = serve(make_repository(), address)
@@ -117,7 +118,7 @@ def test_nothing_outlives_a_killed_supervisor(
         "everything to be gone",
         timeout_s=10,
     )
-    record_property("gone_s", round(time.monotonic() - began, 2))
+    measured("gone", time.monotonic() - began)
     assert_nothing_is_left(process, children, tmp_path, tools)
 
 

@@ -25,6 +25,7 @@ from arrowhead_server.probe import FAILURES_IN_A_ROW, Pulse
 from arrowhead_server.supervisor import Server, running_server
 
 MakeRepository = Callable[..., Path]
+Measured = Callable[[str, float], None]
 
 
 @contextmanager
@@ -237,14 +238,14 @@ def test_a_broken_config_is_reported(make_repository: MakeRepository) -> None:
 
 @pytest.mark.parametrize("model", ["toy_encoder", "toy_tokenizer"])
 def test_a_killed_stub_under_load(
-    make_repository: MakeRepository, tools: Any, record_property: Any, model: str
+    make_repository: MakeRepository, tools: Any, measured: Measured, model: str
 ) -> None:
     with running_server(make_repository()) as server, under_load(server, tools) as counts:
         os.kill(server.stub_pids()[model][0], signal.SIGKILL)
         recovery_s = recovers(server, tools, counts)
         assert f"'{model}'" in server.restarts[0].reason
         assert len(tools.shared_memory(server.shm_prefix)) == 2  # of the new stubs
-        record_property("recovery_s", round(recovery_s, 2))
+        measured("recovery", recovery_s)
         # Cut connections while nobody listens; never a wrong vector, never a strange answer.
         assert set(counts) <= {"ok", "no connection"}
     assert recovery_s < 30
@@ -253,18 +254,18 @@ def test_a_killed_stub_under_load(
 
 
 def test_a_killed_triton_under_load(
-    make_repository: MakeRepository, tools: Any, record_property: Any
+    make_repository: MakeRepository, tools: Any, measured: Measured
 ) -> None:
     with running_server(make_repository()) as server, under_load(server, tools) as counts:
         old = server.pid
         os.kill(old, signal.SIGKILL)
-        record_property("recovery_s", round(recovers(server, tools, counts), 2))
+        measured("recovery", recovers(server, tools, counts))
         assert server.restarts[0].reason == "tritonserver was killed by SIGKILL"
         assert server.pid != old
 
 
 def test_a_stopped_stub_is_noticed_by_the_probe(
-    make_repository: MakeRepository, tools: Any, record_property: Any
+    make_repository: MakeRepository, tools: Any, measured: Measured
 ) -> None:
     with running_server(make_repository(), probe_interval_s=0.1, probe_timeout_s=0.5) as server:
         stub = server.stub_pids()["toy_encoder"][0]
@@ -276,7 +277,7 @@ def test_a_stopped_stub_is_noticed_by_the_probe(
         )
         assert not tools.is_alive(stub)
         assert tools.embed(server.address, "abc") == (200, sum(b"abc"))
-        record_property("recovery_s", round(restart.recovery_s, 2))
+        measured("recovery", restart.recovery_s)
 
 
 def test_a_busy_model_is_left_alone(
