@@ -68,9 +68,7 @@ class AsyncClient:
         transport: AsyncTransport | None = None,
     ) -> None:
         self._settings = Settings(model, timeout_s, retries, concurrency, batch_size)
-        self._open_transport: AsyncTransport | None = transport or async_transport_for(
-            url, concurrency
-        )
+        self._open_transport: AsyncTransport | None = transport or async_transport_for(url)
 
     async def embed(
         self,

@@ -134,6 +134,7 @@ class HttpTransport(Transport):
                 content += chunk
                 if sock is not None:
                     sock.settimeout(left())
+            response.close()  # gives the connection free for the next request
             if response.length:
                 raise http.client.IncompleteRead(bytes(content), response.length)
         except BaseException:
