@@ -56,6 +56,7 @@ def staged(repository: Path, name: str, dimension: int) -> Iterator[tuple[dict[s
     stages = {part: repository / f"{name}{part}" / f".staging-{os.getpid()}" for part in PARTS}
     try:
         for part, stage in stages.items():
+            _remove_abandoned(stage.parent)
             stage.mkdir(parents=True)
             for file in ("model.py", ".gitkeep"):  # an ensemble's version folder is else empty
                 original = template() / f"{TEMPLATE}{part}" / "1" / file
@@ -71,6 +72,17 @@ def staged(repository: Path, name: str, dimension: int) -> Iterator[tuple[dict[s
     finally:
         for stage in stages.values():
             shutil.rmtree(stage, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what conversions that were killed had staged; others may be at work right now."""
+    for stage in folder.glob(".staging-*"):
+        try:
+            os.kill(int(stage.name.rpartition("-")[2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(stage, ignore_errors=True)
+        except PermissionError:  # alive, and somebody else's
+            pass
 
 
 def template() -> Path:

@@ -22,7 +22,7 @@ from arrowhead_engine.errors import (
 from arrowhead_engine.packing import Ids, pack
 from arrowhead_engine.pooling import POOLINGS, normalize
 from arrowhead_engine.spec import Certificate, ModelSpec
-from arrowhead_engine.weightfile import WeightFile
+from arrowhead_engine.weightfile import TensorInfo, WeightFile
 
 # Tokens that go through the network at once. More brings no speed on a CPU and costs memory; a GPU
 # wants more to be busy.
@@ -44,6 +44,10 @@ class Encoder:
     def __init__(self, weights: WeightFile, spec: ModelSpec, compute: Compute) -> None:
         if spec.architecture != "bert":
             raise UnsupportedModel(f"architecture {spec.architecture!r}; this engine knows bert")
+        if spec.pooling not in POOLINGS:
+            raise UnsupportedModel(
+                f"pooling {spec.pooling!r}; this engine knows {', '.join(POOLINGS)}"
+            )
         config = bert.BertConfig.from_dict(spec.config)
         met = {name: tensor.shape for name, tensor in weights.tensors.items()}
         if faults := tensor_faults(met, bert.shapes(config)):
@@ -164,22 +168,25 @@ def tensor_faults(met: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple
 def _tensors(weights: WeightFile, device: torch.device) -> Callable[[str], Tensor]:
     """The tensors by name: views of the map, or of its one copy on the device."""
     if device.type == "cpu" or not weights.mapped:
-
-        def on_cpu(name: str) -> Tensor:
-            tensor = weights.tensors[name]
-            flat = torch.frombuffer(weights.buffer(name), dtype=DTYPES[tensor.dtype])
-            return flat.reshape(tensor.shape).to(device)
-
-        return on_cpu
-
+        return lambda name: _view(weights.buffer(name), weights.tensors[name]).to(device)
     first, last = weights.span
-    copy = torch.frombuffer(weights.map()[first:last], dtype=torch.uint8).to(device)
+    return views(weights, torch.frombuffer(weights.map()[first:last], dtype=torch.uint8).to(device))
 
-    def on_device(name: str) -> Tensor:
-        tensor = weights.tensors[name]
-        assert tensor.offset is not None  # noqa: S101  every tensor of a mapped file has one
-        start = tensor.offset - first
-        flat = copy[start : start + tensor.nbytes].view(DTYPES[tensor.dtype])
-        return flat.reshape(tensor.shape)
 
-    return on_device
+def views(weights: WeightFile, copy: Tensor) -> Callable[[str], Tensor]:
+    """The tensors by name, as views of `copy`: the bytes of the file's `span`, uint8, anywhere."""
+    first, _ = weights.span
+
+    def tensor(name: str) -> Tensor:
+        info = weights.tensors[name]
+        start = (info.offset or first) - first
+        flat = copy[start : start + info.nbytes].view(DTYPES[info.dtype])
+        return flat.reshape(info.shape)
+
+    return tensor
+
+
+def _view(buffer: memoryview, info: TensorInfo) -> Tensor:
+    if not info.nbytes:  # torch.frombuffer takes no empty buffer
+        return torch.empty(info.shape, dtype=DTYPES[info.dtype])
+    return torch.frombuffer(buffer, dtype=DTYPES[info.dtype]).reshape(info.shape)

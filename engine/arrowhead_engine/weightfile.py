@@ -45,6 +45,8 @@ MAX_TENSOR_BYTES = 2**31 - 1024  # Parquet's page sizes are signed 32-bit intege
 Compression = Literal["none", "lz4", "zstd"]
 
 _MAGIC = b"PAR1"
+# What pyarrow raises on damaged bytes, its own decoding of column names included.
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)
 _SCHEMA = pa.schema(
     [
         pa.field("layer_name", pa.string(), nullable=False),
@@ -134,13 +136,12 @@ class WeightFile:
             # One map serves both the footer and the tensors, so a file renamed over this path in
             # between cannot mix with it. ACCESS_COPY: torch refuses read-only buffers.
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        if buffer[-4:] != _MAGIC:
+        if size < len(_MAGIC) * 2 + 4 or buffer[-4:] != _MAGIC:
             raise TruncatedFile(f"{path}: {size} bytes, and the end is missing; copy it again")
         try:
-            parquet = pq.ParquetFile(pa.BufferReader(pa.py_buffer(buffer)))
-        except (pa.ArrowException, OSError) as error:
+            return cls(path, buffer, pq.ParquetFile(pa.BufferReader(pa.py_buffer(buffer))))
+        except _UNREADABLE as error:
             raise NotAWeightFile(f"{path}: its Parquet footer cannot be read: {error}") from error
-        return cls(path, buffer, parquet)
 
     @property
     def mapped(self) -> bool:
@@ -173,9 +174,9 @@ class WeightFile:
             return memoryview(self._map)[tensor.offset : tensor.offset + tensor.nbytes]
         try:
             column = self._parquet.read_row_group(tensor.row_group, columns=["data"]).column("data")
-        except (pa.ArrowException, OSError) as error:
+        except _UNREADABLE as error:
             raise SizeMismatch(f"{self.path}: {name}: cannot be decompressed: {error}") from error
-        data = memoryview(column[0].as_buffer())
+        data = memoryview(bytearray(column[0].as_buffer()))  # torch refuses read-only buffers
         if len(data) != tensor.nbytes:
             raise SizeMismatch(
                 f"{self.path}: {name}: decompresses to {len(data)} bytes, "
@@ -231,7 +232,7 @@ def _check_tensors(path: Path, buffer: mmap.mmap, parquet: pq.ParquetFile) -> di
     footer_length = int.from_bytes(buffer[-8:-4], "little")
     data_end = len(buffer) - 8 - footer_length
     tensors: dict[str, TensorInfo] = {}
-    for row_group, (name, shape, dtype, num_params, crc32) in enumerate(_rows(path, parquet)):
+    for row_group, (name, shape, dtype, num_params, crc32) in enumerate(_rows(parquet)):
         where = f"{path}: {name}"
         if name in tensors:
             raise DuplicateTensor(f"{where}: stands twice in the file")
@@ -276,24 +277,11 @@ def _check_schema(path: Path, parquet: pq.ParquetFile) -> dict[str, int]:
     return {name: leaves.index(name) for name in leaves}
 
 
-def _rows(
-    path: Path, parquet: pq.ParquetFile
-) -> Iterator[tuple[str, tuple[int, ...], str, int, int]]:
-    try:
-        table = parquet.read(columns=["layer_name", "shape", "dtype", "num_params", "crc32"])
-    except (pa.ArrowException, OSError) as error:
-        raise BadSchema(
-            f"{path}: the description of its tensors cannot be read: {error}"
-        ) from error
-    for row in zip(*(table.column(i).to_pylist() for i in range(5)), strict=True):
-        by_name = dict(zip(table.column_names, row, strict=True))
-        yield (
-            by_name["layer_name"],
-            tuple(by_name["shape"]),
-            by_name["dtype"],
-            by_name["num_params"],
-            by_name["crc32"],
-        )
+def _rows(parquet: pq.ParquetFile) -> Iterator[tuple[str, tuple[int, ...], str, int, int]]:
+    names = ["layer_name", "shape", "dtype", "num_params", "crc32"]
+    table = parquet.read(columns=names)
+    for name, shape, *rest in zip(*(table.column(n).to_pylist() for n in names), strict=True):
+        yield name, tuple(shape), *rest
 
 
 def _is_plain(chunk: Any) -> bool:

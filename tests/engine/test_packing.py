@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packing loses no token, mixes no texts and keeps its bounds, whatever the lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arrowhead_engine.packing import MOST_PADDING, SMALL_GROUP, Group, Step, pack
+
+CPU = torch.device("cpu")
+LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
+
+
+def steps_of(lengths: list[int], token_budget: int) -> tuple[list[np.ndarray], list[Step]]:
+    """Texts whose tokens are all different, so that none can be taken for another."""
+    ends = np.cumsum(lengths)
+    ids = [np.arange(end - n, end, dtype=np.int32) for n, end in zip(lengths, ends, strict=True)]
+    return ids, list(pack(ids, CPU, token_budget))
+
+
+@given(LENGTHS, st.integers(1, 5000))
+def test_every_text_is_in_one_step_whole(lengths: list[int], token_budget: int) -> None:
+    ids, steps = steps_of(lengths, token_budget)
+    assert sorted(i for step in steps for i in step.order) == list(range(len(ids)))
+    for step in steps:
+        rows = torch.split(step.input_ids, step.lengths.tolist())
+        for place, row in zip(step.order, rows, strict=True):
+            assert row.tolist() == ids[place].tolist()
+        assert step.positions.tolist() == [p for n in step.lengths.tolist() for p in range(n)]
+
+
+@given(LENGTHS, st.integers(1, 5000))
+def test_a_step_keeps_to_the_budget_unless_one_text_alone_exceeds_it(
+    lengths: list[int], token_budget: int
+) -> None:
+    _, steps = steps_of(lengths, token_budget)
+    for step in steps:
+        assert len(step.input_ids) <= token_budget or len(step.order) == 1
+
+
+@given(LENGTHS)
+def test_groups_show_attention_each_text_alone(lengths: list[int]) -> None:
+    _, steps = steps_of(lengths, 100_000)
+    (step,) = steps
+    assert [group.start for group in step.groups[1:]] == [group.stop for group in step.groups[:-1]]
+    assert (step.groups[0].start, step.groups[-1].stop) == (0, sum(lengths))
+    rows = iter(torch.split(step.input_ids, step.lengths.tolist()))
+    for group in step.groups:
+        places = _places(step, group)
+        for text in range(group.texts):
+            row = next(rows)
+            assert places[text, : len(row)].tolist() == row.tolist()
+            if group.mask is not None:
+                assert group.mask[text, 0, 0].tolist() == [
+                    i < len(row) for i in range(group.length)
+                ]
+
+
+@given(LENGTHS)
+def test_scatter_undoes_gather(lengths: list[int]) -> None:
+    _, (step,) = steps_of(lengths, 100_000)
+    for group in step.groups:
+        tokens = step.input_ids[group.start : group.stop]
+        if group.scatter is not None:
+            back = _places(step, group).reshape(-1).index_select(0, group.scatter)
+            assert back.tolist() == tokens.tolist()
+
+
+@given(LENGTHS)
+def test_padding_keeps_its_bound(lengths: list[int]) -> None:
+    _, (step,) = steps_of(lengths, 100_000)
+    for group in step.groups:
+        padded = group.texts * group.length
+        assert padded <= max(SMALL_GROUP, MOST_PADDING * (group.stop - group.start))
+
+
+def _places(step: Step, group: Group) -> torch.Tensor:
+    tokens = step.input_ids[group.start : group.stop]
+    if group.gather is not None:
+        tokens = tokens.index_select(0, group.gather)
+    return tokens.view(group.texts, group.length)
+
+
+def test_nothing_in_nothing_out() -> None:
+    assert list(pack([], CPU, 4096)) == []
