@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine in this process, beside the machine's own rate and beside sentence-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from arrowhead_engine import linear
+from arrowhead_engine.compute import DTYPES, choose
+from arrowhead_engine.encoder import Encoder
+from arrowhead_engine.packing import Ids
+from arrowhead_engine.spec import ModelSpec
+from arrowhead_engine.tokenizer import Tokenizer
+from perf.stats import Sample, Vectors, elapsed_ms, interleaved_ms
+from perf.texts import Texts, of_tokens
+
+COMPUTED_IN = ("float32", "bfloat16")
+SHAPES = ((1, 16), (1, 128), (8, 16), (32, 16), (32, 128))  # texts x tokens
+PEER_SHAPES = ((1, 12), (32, 16))
+_MATMUL_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class EngineResult:
+    """The encoder alone, token ids to embeddings.
+
+    Attributes:
+        ms: of one call.
+        gflops: billions of floating-point operations a second, at the median.
+        fraction: of the rate that a large matrix product reaches here in the same dtype.
+    """
+
+    dtype: str
+    texts: int
+    tokens: int
+    ms: Sample
+    gflops: float
+    fraction: float
+
+
+@dataclass(frozen=True)
+class PeerResult:
+    """Text to embedding in this process; milliseconds of one call.
+
+    Attributes:
+        peer_ms: `SentenceTransformer.encode`, float32.
+        ours_ms: our tokenizer and encoder, by compute dtype.
+    """
+
+    texts: int
+    tokens: int
+    peer_ms: Sample
+    ours_ms: dict[str, Sample]
+
+
+@dataclass(frozen=True)
+class EngineResults:
+    """All that was measured in this process.
+
+    Attributes:
+        device: where it was computed.
+        threads: torch's.
+        served_dtype: what `auto` chooses on this machine.
+        matmul_gflops: the best rate of a large matrix product, by dtype.
+    """
+
+    device: str
+    threads: int
+    served_dtype: str
+    matmul_gflops: dict[str, float]
+    engine: list[EngineResult]
+    peer: list[PeerResult]
+
+
+class Engines:
+    """One model in every compute dtype, its tokenizer, and the peer, all loaded."""
+
+    def __init__(self, repository: Path, model: str, source: Path) -> None:
+        # Late: it takes seconds, and nothing may import it while the server is measured.
+        from sentence_transformers import SentenceTransformer
+
+        compute = choose()
+        self.device = compute.device
+        self.served_dtype = str(compute.dtype).removeprefix("torch.")
+        weights = repository / f"{model}_encoder" / "1" / "weights.parquet"
+        self.encoders = {
+            dtype: Encoder.open(weights, device=str(self.device), dtype=dtype)
+            for dtype in COMPUTED_IN
+        }
+        self.tokenizer = Tokenizer.open(repository / f"{model}_tokenizer" / "1")
+        self._peer: Any = SentenceTransformer(
+            str(source), device=str(self.device), local_files_only=True
+        )
+        self._peer.float()
+
+    def embed(self, texts: Sequence[str], dtype: str) -> Vectors:
+        """Our vectors, float32 [N, D], computed in `dtype`."""
+        ids, _ = self.tokenizer.encode(texts)
+        return self.encoders[dtype].embed([np.array(row, np.int32) for row in ids])
+
+    def reference(self, texts: Sequence[str]) -> Vectors:
+        """sentence-transformers' vectors, computed in float32."""
+        vectors: Vectors = self._peer.encode(list(texts), show_progress_bar=False)
+        return vectors
+
+    def measure(self, *, rounds: int, slice_ms: float) -> EngineResults:
+        """Times engine and peer in turns (see `interleaved_ms`), and the machine's own rate."""
+        rates = {dtype: matmul_gflops(DTYPES[dtype], self.device) for dtype in COMPUTED_IN}
+        calls: dict[str, Callable[[], object]] = {}
+        for texts, tokens in SHAPES:
+            ids = _ids(self.encoders["float32"].spec, texts, tokens)
+            for dtype, encoder in self.encoders.items():
+                calls[f"{dtype} {texts}x{tokens}"] = partial(encoder.embed, ids)
+        for count, tokens in PEER_SHAPES:
+            source, make = Texts(seed=count), of_tokens(tokens)
+            own = [make(source) for _ in range(count)]
+            calls[f"peer {count}x{tokens}"] = partial(self.reference, own)
+            for dtype in COMPUTED_IN:
+                calls[f"text {dtype} {count}x{tokens}"] = partial(self.embed, own, dtype)
+        taken = interleaved_ms(calls, rounds=rounds, slice_ms=slice_ms)
+        ms = {name: Sample.of(values) for name, values in taken.items()}
+        return EngineResults(
+            device=str(self.device),
+            threads=torch.get_num_threads(),
+            served_dtype=self.served_dtype,
+            matmul_gflops=rates,
+            engine=[
+                self._result(dtype, texts, tokens, ms[f"{dtype} {texts}x{tokens}"], rates[dtype])
+                for dtype in COMPUTED_IN
+                for texts, tokens in SHAPES
+            ],
+            peer=[
+                PeerResult(
+                    texts,
+                    tokens,
+                    ms[f"peer {texts}x{tokens}"],
+                    {dtype: ms[f"text {dtype} {texts}x{tokens}"] for dtype in COMPUTED_IN},
+                )
+                for texts, tokens in PEER_SHAPES
+            ],
+        )
+
+    def _result(self, dtype: str, texts: int, tokens: int, ms: Sample, rate: float) -> EngineResult:
+        operations = texts * flop_per_text(self.encoders[dtype].spec, tokens)
+        gflops = operations / ms.median / 1e6
+        return EngineResult(dtype, texts, tokens, ms, gflops, gflops / rate)
+
+
+def flop_per_text(spec: ModelSpec, tokens: int) -> int:
+    """Floating-point operations of the matrix products for one text; a multiply-add is two."""
+    width, inner = spec.config["hidden_size"], spec.config["intermediate_size"]
+    linears = 4 * width * width + 2 * width * inner  # query, key, value, output; up, down
+    attention = 2 * tokens * width  # scores, and the sum they weigh
+    return int(2 * tokens * (linears + attention) * spec.config["num_hidden_layers"])
+
+
+def matmul_gflops(dtype: torch.dtype, device: torch.device) -> float:
+    """The best rate, in GFLOP/s, of a large matrix product by either way that the engine has."""
+    n = _MATMUL_SIZE
+    x = torch.randn(n, n, device=device).to(dtype)
+    weight, bias = torch.randn(n, n, device=device), torch.zeros(n, device=device)
+    layers = (
+        linear.make(weight, bias, dtype),
+        linear.PlainLinear(weight.to(dtype), bias.to(dtype)),
+    )
+
+    def product(layer: linear.Linear) -> None:
+        with torch.inference_mode():
+            layer(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+    best = min(elapsed_ms(partial(product, layer)) for _ in range(12) for layer in layers)
+    return 2 * n**3 / best / 1e6
+
+
+def _ids(spec: ModelSpec, texts: int, tokens: int) -> list[Ids]:
+    """Random ids, the same ones in every run."""
+    random = np.random.default_rng(texts * tokens)
+    size = spec.config["vocab_size"]
+    return [random.integers(0, size, tokens).astype(np.int32) for _ in range(texts)]

