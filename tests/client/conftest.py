@@ -49,6 +49,7 @@ class Script:
         ready: what the health checks say.
         output: the name given to the embeddings.
         seen: the requests so far.
+        connections: how many were made, over HTTP.
     """
 
     faults: deque[tuple[int, grpc.StatusCode] | None] = field(default_factory=deque)
@@ -56,6 +57,7 @@ class Script:
     ready: bool = True
     output: str = "embeddings"
     seen: list[Request] = field(default_factory=list)
+    connections: int = 0
     stopping: threading.Event = field(default_factory=threading.Event)
     fake: FakeTransport = field(default_factory=lambda: FakeTransport(WIDTH))
 
@@ -174,10 +176,12 @@ class _HttpServer(ThreadingHTTPServer):
 
     def __init__(self, port: int, script: Script) -> None:
         super().__init__(("127.0.0.1", port), type("Handler", (_Http,), {"script": script}))
+        self.script = script
         self.connections: list[socket.socket] = []
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.connections.append(request)
+        self.script.connections += 1
         super().process_request(request, client_address)
 
 

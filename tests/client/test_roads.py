@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 
 from arrowhead_client import (
+    ArrowheadError,
     AsyncClient,
     Client,
+    GrpcTransport,
     HttpTransport,
     InvalidRequest,
     InvalidUrl,
@@ -215,36 +218,50 @@ async def test_a_cancelled_call_cancels_its_requests(
         np.testing.assert_array_equal(await client.embed(["a"]), expected(["a"]))
 
 
-def _embed_one(url: str) -> None:
-    with Client(url) as client:
+def _embed_one(url: str, **settings: Any) -> None:
+    with Client(url, **settings) as client:
         client.embed(["a"])
 
 
-def _embed_one_async(url: str) -> None:
+def _embed_one_async(url: str, **settings: Any) -> None:
     async def embed() -> None:
-        async with AsyncClient(url) as client:
+        async with AsyncClient(url, **settings) as client:
             await client.embed(["a"])
 
     asyncio.run(embed())
 
 
-@pytest.mark.parametrize("embed_one", [_embed_one, _embed_one_async])
-def test_http_to_something_else_is_told(embed_one: Callable[[str], None]) -> None:
-    """A port that answers, but not with HTTP, is an error at once: no retry, no waiting."""
+@contextmanager
+def _speaker(reply: bytes, *, drip: bool = False) -> Iterator[str]:
+    """The url of a server that answers one connection with these bytes, whatever it is asked."""
+    done = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def babble() -> None:
+        def speak() -> None:
             connection, _ = listener.accept()
-            with connection:
+            with connection, suppress(OSError):
                 connection.recv(65536)
-                connection.sendall(b"this is no HTTP\r\n\r\n")
+                connection.sendall(reply)
+                while drip and not done.wait(0.05):
+                    connection.sendall(b" ")
 
-        thread = threading.Thread(target=babble)
+        thread = threading.Thread(target=speak)
         thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(UnexpectedResponse, match="Does this address belong to Triton"):
-            embed_one(url)
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            done.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("embed_one", [_embed_one, _embed_one_async])
+def test_http_to_something_else_is_told(embed_one: Callable[..., None]) -> None:
+    """A port that answers, but not with HTTP, is an error at once: no retry, no waiting."""
+    with (
+        _speaker(b"this is no HTTP\r\n\r\n") as url,
+        pytest.raises(UnexpectedResponse, match="Does this address belong to Triton"),
+    ):
+        embed_one(url)
 
 
 def test_a_connection_closed_before_an_answer_is_retried(http_server: Any, expected: Any) -> None:
@@ -256,6 +273,63 @@ def test_a_connection_closed_before_an_answer_is_retried(http_server: Any, expec
         np.testing.assert_array_equal(client.embed(["b"]), expected(["b"]))
 
 
+@pytest.mark.parametrize("road", ["grpc", "http"], indirect=True)
+def test_closing_ends_a_call_of_another_thread(road: Any, until: Any) -> None:
+    road.server.script.sleep_s = 60
+    client = Client(road.server.url)
+    errors: list[Exception] = []
+
+    def embed() -> None:
+        try:
+            client.embed(["a"])
+        except ArrowheadError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=embed)
+    thread.start()
+    until(lambda: len(road.server.script.seen) == 1)
+    client.close()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert len(errors) == 1
+
+
+def test_connections_are_kept(http_server: Any) -> None:
+    with Client(http_server.url) as client:
+        for _ in range(5):
+            client.embed(["a"])
+    assert http_server.script.connections == 1
+
+
+@pytest.mark.parametrize("embed_one", [_embed_one, _embed_one_async])
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 5\r\n\r\n<b>no", Unavailable),
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 5\r\n\r\n<b>no", ServerError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n<b>no", UnexpectedResponse),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", UnexpectedResponse),
+        (b"", Unavailable),
+    ],
+)
+def test_what_a_proxy_may_say(
+    embed_one: Callable[..., None], reply: bytes, error: type[ServerError]
+) -> None:
+    with _speaker(reply) as url, pytest.raises(ServerError) as caught:
+        embed_one(url, retries=0)
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("embed_one", [_embed_one, _embed_one_async])
+def test_the_timeout_is_of_the_whole_answer(embed_one: Callable[..., None]) -> None:
+    """A body that drips never lets a single read time out."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"
+    with _speaker(head, drip=True) as url, pytest.raises(TimedOut):
+        embed_one(url, timeout_s=0.4)
+
+
 def test_a_transport_refuses_the_other_protocol() -> None:
     with pytest.raises(InvalidUrl, match="wanted http://"):
         HttpTransport("grpc://127.0.0.1:8001")
+    with pytest.raises(InvalidUrl, match="wanted grpc://"):
+        GrpcTransport("http://127.0.0.1:8000")

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+import arrowhead_client.cli
+from arrowhead_client.cli import COMMANDS, Command, main
+
+ARROWHEAD = [sys.executable, "-m", "arrowhead_client.cli"]
+
+
+@pytest.fixture
+def arrowhead(http_server: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs the command line against a small server."""
+    monkeypatch.setenv("ARROWHEAD_URL", http_server.url)
+    return lambda *args, **extra: CliRunner().invoke(main, list(args), **extra)
+
+
+def _rows(result: Result) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_embed_arguments(arrowhead: Any, expected: Any) -> None:
+    rows = _rows(arrowhead("embed", "a", "grüße"))
+    assert [row["text"] for row in rows] == ["a", "grüße"]
+    vectors = np.float32([row["embedding"] for row in rows])
+    np.testing.assert_array_equal(vectors, expected(["a", "grüße"]))
+
+
+@pytest.mark.parametrize("source", ["stdin", "dash", "file"])
+def test_embed_lines(arrowhead: Any, tmp_path: Path, source: str) -> None:
+    """Line i is vector i: an empty line counts, the end of the last line makes no line."""
+    lines = b"\xef\xbb\xbfa\r\n\nb c\n"
+    (tmp_path / "texts").write_bytes(lines)
+    args = {"stdin": [], "dash": ["--file", "-"], "file": ["-f", str(tmp_path / "texts")]}[source]
+    rows = _rows(arrowhead("embed", *args, input=None if source == "file" else lines))
+    assert [row["text"] for row in rows] == ["a", "", "b c"]
+
+
+def test_embed_options_reach_the_client(arrowhead: Any, http_server: Any) -> None:
+    rows = _rows(arrowhead("embed", "--prompt", "query: ", "--dimensions", "4", "a"))
+    assert http_server.script.seen[0].texts == (b"query: a",)
+    assert len(rows[0]["embedding"]) == 4
+    assert rows[0]["text"] == "a"
+    assert np.linalg.norm(rows[0]["embedding"]) == pytest.approx(1)
+    refused = arrowhead("embed", "--model", "another", "a")
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("arrowhead: ")
+
+
+@pytest.mark.parametrize("form", ["npy", "parquet", "jsonl"])
+def test_embed_writes_files_all_or_nothing(
+    arrowhead: Any, http_server: Any, tmp_path: Path, expected: Any, form: str
+) -> None:
+    out = tmp_path / "out"
+    out.write_text("before")
+    http_server.script.output = "nothing"
+    assert arrowhead("embed", "--format", form, "-o", str(out), "a").exit_code == 1
+    assert out.read_text() == "before"
+    http_server.script.output = "embeddings"
+    assert arrowhead("embed", "--format", form, "-o", str(out), "a", "b").exit_code == 0
+    assert list(tmp_path.iterdir()) == [out]
+    if form == "npy":
+        vectors = np.load(out)
+    elif form == "parquet":
+        table = pq.read_table(out)
+        assert table.schema.names == ["text", "embedding"]
+        assert table.schema.field("embedding").type == pa.list_(pa.float32(), 8)
+        assert table["text"].to_pylist() == ["a", "b"]
+        vectors = np.float32(table["embedding"].to_pylist())
+    else:
+        vectors = np.float32(
+            [json.loads(line)["embedding"] for line in out.read_text().splitlines()]
+        )
+    np.testing.assert_array_equal(vectors, expected(["a", "b"]))
+
+
+def test_embed_writes_binary_to_a_pipe(http_server: Any, expected: Any, tmp_path: Path) -> None:
+    for form in ("npy", "parquet"):
+        run = subprocess.run(
+            [*ARROWHEAD, "embed", "--url", http_server.url, "--format", form, "a"],
+            capture_output=True,
+            check=True,
+        )
+        (tmp_path / form).write_bytes(run.stdout)
+    np.testing.assert_array_equal(np.load(tmp_path / "npy"), expected(["a"]))
+    assert pq.read_table(tmp_path / "parquet").num_rows == 1
+
+
+def test_binary_is_not_written_to_a_terminal(http_server: Any) -> None:
+    pty = pytest.importorskip("pty")
+    parent, child = pty.openpty()
+    run = subprocess.run(
+        [*ARROWHEAD, "embed", "--url", http_server.url, "--format", "npy", "a"],
+        stdout=child,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(child)
+    os.close(parent)
+    assert run.returncode == 2
+    assert "npy is binary" in run.stderr
+    assert http_server.script.seen == []
+
+
+def test_similarity(arrowhead: Any) -> None:
+    result = arrowhead("similarity", "a", "b", "a", "c")
+    lines = result.stdout.splitlines()
+    assert lines[0] == " 1.0000  a"
+    assert sorted(line.split()[1] for line in lines) == ["a", "b", "c"]
+    scores = [float(line.split()[0]) for line in lines]
+    assert scores == sorted(scores, reverse=True)
+    [row] = _rows(arrowhead("similarity", "--json", "a", input="b\na\n"))
+    assert row["text"] == "a"
+    assert row["results"][0] == {"text": "a", "similarity": 1.0}
+    assert [found["text"] for found in row["results"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "code", "message"),
+    [
+        (["embed", "a", "--file", "-"], b"b", 2, "give one of them"),
+        (["embed"], b"a\nb\xff\n", 1, "arrowhead: line 2 is not UTF-8 (byte 1: 0xff)"),
+        (["embed", "--url", "ftp://x", "a"], None, 1, "arrowhead: invalid url 'ftp://x'"),
+        (["embed", "--dimensions", "99", "a"], None, 1, "arrowhead: dimensions=99"),
+        (["embed", "-o", "/nowhere/file", "a"], None, 1, "arrowhead: cannot write /nowhere/file"),
+        (["nothing"], None, 2, "No such command"),
+    ],
+)
+def test_errors_are_one_clear_line(
+    arrowhead: Any, args: list[str], stdin: bytes | None, code: int, message: str
+) -> None:
+    result = arrowhead(*args, input=stdin)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    if code == 1:
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_help_imports_nothing_and_the_table_is_right() -> None:
+    check = (
+        "import sys\nfrom arrowhead_client.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "print([n for n in sys.modules if n.startswith('arrowhead_')])"
+    )
+    run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    for name, command in COMMANDS.items():
+        assert f"{name} " in run.stdout
+        assert command.help in run.stdout
+    assert "arrowhead_client.commands" not in run.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["embed", "similarity"])
+def test_a_commands_help_begins_as_the_table_says_and_teaches(name: str) -> None:
+    result = CliRunner().invoke(main, [name, "--help"])
+    assert COMMANDS[name].help.split()[0] in result.stdout
+    assert "Examples:" in result.stdout
+    assert "ARROWHEAD_URL" in result.stdout
+
+
+def test_version() -> None:
+    from importlib.metadata import version
+
+    assert version("arrowhead") in CliRunner().invoke(main, ["--version"]).stdout
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "needy_module.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(COMMANDS, "serve", Command("needy_module:serve", "serve", "Serve."))
+    result = CliRunner().invoke(main, ["serve"])
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "arrowhead: `arrowhead serve` needs no_such_library, which is not installed: "
+        "pip install 'arrowhead[serve]'\n"
+    )
+
+
+def test_exceptions_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Flagged(Exception):
+        exit_code = 3
+
+    found = {"raise": Flagged("met this, wanted that")}
+
+    @click.command()
+    def serve() -> None:
+        raise found["raise"]
+
+    monkeypatch.setattr(arrowhead_client.cli.LazyGroup, "get_command", lambda *_: serve)
+    result = CliRunner().invoke(main, ["serve"])
+    assert (result.exit_code, result.stderr) == (3, "arrowhead: met this, wanted that\n")
+    found["raise"] = ZeroDivisionError("a defect")  # type: ignore[assignment]
+    assert isinstance(CliRunner().invoke(main, ["serve"]).exception, ZeroDivisionError)
+
+
+def test_ctrl_c_exits_130_at_once(http_server: Any, until: Any) -> None:
+    """Also while requests are in flight: nothing waits for their timeout of 30 s."""
+    http_server.script.sleep_s = 60
+    process = subprocess.Popen(
+        [*ARROWHEAD, "embed", "--url", http_server.url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    process.stdin.write(b"a\n" * 200)
+    process.stdin.close()
+    process.stdin = None
+    until(lambda: len(http_server.script.seen) >= 4)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+
+
+def test_a_closed_pipe_is_quiet(http_server: Any) -> None:
+    process = subprocess.Popen(
+        [*ARROWHEAD, "embed", "--url", http_server.url, "a"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert stderr == b""
