@@ -210,11 +210,12 @@ def test_exceptions_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(CliRunner().invoke(main, ["serve"]).exception, ZeroDivisionError)
 
 
-def test_ctrl_c_exits_130_at_once(http_server: Any, until: Any) -> None:
+@pytest.mark.parametrize("road", ["grpc", "http"], indirect=True)
+def test_ctrl_c_exits_130_at_once(road: Any, until: Any) -> None:
     """Also while requests are in flight: nothing waits for their timeout of 30 s."""
-    http_server.script.sleep_s = 60
+    road.server.script.sleep_s = 60
     process = subprocess.Popen(
-        [*ARROWHEAD, "embed", "--url", http_server.url],
+        [*ARROWHEAD, "embed", "--url", road.server.url],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -223,7 +224,7 @@ def test_ctrl_c_exits_130_at_once(http_server: Any, until: Any) -> None:
     process.stdin.write(b"a\n" * 200)
     process.stdin.close()
     process.stdin = None
-    until(lambda: len(http_server.script.seen) >= 4)
+    until(lambda: len(road.server.script.seen) >= 4)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
