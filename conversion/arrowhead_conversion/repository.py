@@ -15,12 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
 from arrowhead_conversion.errors import InvalidName
 
 TEMPLATE = "minilm"
+WIDTH = "dims: [ 384 ]"  # of the template's embeddings
 # Published in this order: a version whose encoder has its weights is complete.
 PARTS = ("_tokenizer", "", "_encoder")
 WARMUP_TOKENS = 16
@@ -97,16 +96,11 @@ def _write_config(folder: Path, name: str, part: str, dimension: int) -> None:
     path = folder / "config.pbtxt"
     if path.exists():  # the user's own settings, or minilm's in the source tree
         return
+    # As text, not as a parsed message, so that the comments that explain the settings come along.
     text = (template() / f"{TEMPLATE}{part}" / "config.pbtxt").read_text(encoding="utf-8")
-    config = text_format.Parse(text, model_config_pb2.ModelConfig())
-    config.name = name + part
-    for step in config.ensemble_scheduling.step:
-        step.model_name = name + step.model_name.removeprefix(TEMPLATE)
-    for output in config.output:
-        if output.name == "embeddings":
-            output.dims[:] = [dimension]
+    text = text.replace(f'"{TEMPLATE}', f'"{name}').replace(WIDTH, f"dims: [ {dimension} ]")
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text_format.MessageToString(config), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

@@ -14,7 +14,8 @@ from arrowhead_server.errors import RepositoryError
 
 _COMMENT = re.compile(r"#[^\n]*")
 _ENSEMBLE = re.compile(r'\bplatform\s*:\s*"ensemble"')
-_OUTPUT_WIDTH = re.compile(r"\boutput\s*\[\s*\{[^}]*\bdims\s*:\s*\[\s*(\d+)\s*\]")
+# Brackets are optional in the text format, colons before braces too.
+_OUTPUT_WIDTH = re.compile(r"\boutput\s*:?\s*\[?\s*\{[^}]*\bdims\s*:\s*\[?\s*(\d+)")
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,11 @@ def test_the_entrys_files(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_minilms_folders_in_the_source_tree_are_the_template(minilm_repository: Path) -> None:
-    """What conversion writes for minilm is what git holds, but for comments and layout."""
+    """What conversion writes for minilm is what git holds."""
     for part in repository.PARTS:
         tracked = ROOT / "model_repository" / f"minilm{part}"
         made = minilm_repository / f"minilm{part}"
-        assert model_config(made / "config.pbtxt") == model_config(tracked / "config.pbtxt")
+        assert (made / "config.pbtxt").read_bytes() == (tracked / "config.pbtxt").read_bytes()
         if part:
             model = Path("1") / "model.py"
             assert (made / model).read_bytes() == (tracked / model).read_bytes()

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Triton serving the real MiniLM, started once for the tests that only ask it things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from arrowhead_client import Client
+from arrowhead_engine.encoder import Encoder
+from arrowhead_engine.tokenizer import Tokenizer
+from arrowhead_server.supervisor import Server, running_server
+
+# One table of texts for every road.
+TEXTS = [
+    "A man is playing a guitar.",
+    "a",
+    "",
+    "naïve café, Straße, e\u0301",
+    "快速的棕色狐狸 и быстрая лиса",
+    "🙂🚀 emoji \u200d joiner",
+    'quotes " and \\ backslashes \n new lines \t tabs',
+    "control \x00 \x01 characters",
+    "[CLS] literal special tokens [SEP]",
+    "word " * 100,
+    "a text whose end is cut off " * 100,
+]
+
+
+@pytest.fixture(scope="session")
+def server(minilm_repository: Path) -> Iterator[Server]:
+    with running_server(minilm_repository) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.grpc_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def wanted(minilm_repository: Path) -> npt.NDArray[np.float32]:
+    """The vectors of `TEXTS`, by the engine in this process."""
+    tokens = Tokenizer.open(minilm_repository / "minilm_tokenizer" / "1")(TEXTS)
+    encoder = Encoder.open(minilm_repository / "minilm_encoder" / "1" / "weights.parquet")
+    return encoder.embed(encoder.check(tokens.input_ids, tokens.length))
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return TEXTS
