@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -178,6 +179,10 @@ class _HttpServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), type("Handler", (_Http,), {"script": script}))
         self.script = script
         self.connections: list[socket.socket] = []
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that left is no news
+            super().handle_error(request, client_address)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.connections.append(request)

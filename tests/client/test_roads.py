@@ -131,6 +131,19 @@ def test_a_server_that_comes_back_is_met_again(road: Any, expected: Any) -> None
         starter.join()
 
 
+def test_a_restart_of_five_seconds_is_survived_by_default(grpc_server: Any, expected: Any) -> None:
+    """gRPC's channel has a back-off of its own, which by default would outlast our retries."""
+    with Client(grpc_server.url) as client:
+        client.embed(["a"])
+        grpc_server.stop()
+        starter = threading.Timer(5.3, grpc_server.start)
+        starter.start()
+        try:
+            np.testing.assert_array_equal(client.embed(["b"]), expected(["b"]))
+        finally:
+            starter.join()
+
+
 def test_a_dead_server_is_unavailable_and_not_ready(road: Any) -> None:
     road.server.stop()
     assert road.call("ready") is False
