@@ -132,7 +132,7 @@ def test_a_server_that_comes_back_is_met_again(road: Any, expected: Any) -> None
 
 
 def test_a_restart_of_five_seconds_is_survived_by_default(grpc_server: Any, expected: Any) -> None:
-    """gRPC's channel has a back-off of its own, which by default would outlast our retries."""
+    """The promise of `Client`, kept with no setting changed."""
     with Client(grpc_server.url) as client:
         client.embed(["a"])
         grpc_server.stop()
