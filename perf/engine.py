@@ -85,7 +85,9 @@ class Engines:
     def __init__(self, repository: Path, model: str, source: Path) -> None:
         # Late: it takes seconds, and nothing may import it while the server is measured.
         from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         compute = choose()
         self.device = compute.device
         self.served_dtype = str(compute.dtype).removeprefix("torch.")

@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from perf.perf_analyzer import Measured, PerfAnalyzer, Protocol
+from perf.perf_analyzer import Measured, PerfAnalyzer, PerfAnalyzerFailed, Protocol
 from perf.server import MODEL, CacheCounts, Served
 from perf.stats import Sample
 from perf.texts import Texts, mixed, of_tokens
 
 CONCURRENCIES = (1, 8, 32, 64)
 CACHE_ENTRIES = 10_000  # what the specification asks the cache to hold
-_MOST_REQUESTS = 30_000
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,7 @@ class LoadResult:
     Attributes:
         p50_ms, p90_ms, p99_ms: latencies of requests as the caller sees them, in milliseconds.
         requests_s: requests answered in a second.
-        requests: sent in all.
-        hits, misses: what Triton's own statistics counted meanwhile.
+        hits, misses: requests of either kind, as Triton's own statistics counted them.
     """
 
     key: str
@@ -77,7 +75,6 @@ class LoadResult:
     p90_ms: Sample
     p99_ms: Sample
     requests_s: Sample
-    requests: int
     hits: int
     misses: int
 
@@ -85,6 +82,14 @@ class LoadResult:
     def is_clean(self) -> bool:
         """Whether the cache did what the profile is about: all hits, or none."""
         return (self.misses if self.cached else self.hits) == 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of perf_analyzer, and what Triton's cache counted meanwhile."""
+
+    measured: Measured
+    counts: CacheCounts
 
 
 @dataclass(frozen=True)
@@ -96,68 +101,93 @@ class CacheFill:
 
 
 class Load:
-    """Runs profiles against one server. Its texts are distinct over its whole life."""
+    """Runs profiles against one server. Its texts are distinct over its whole life.
+
+    Attributes:
+        failures: what could not be measured and why, a line each.
+    """
 
     def __init__(self, program: PerfAnalyzer, server: Served, *, seconds: float) -> None:
+        self.failures: list[str] = []
         self._program = program
         self._server = server
         self._seconds = seconds
         self._texts = Texts()
-        self._rates: dict[str, float] = {}  # requests a second, by profile
+        self._p50_ms: dict[str, float] = {}  # by profile
 
     def passes(
         self, chosen: list[Profile], count: int, say: Callable[[str], None]
     ) -> list[LoadResult]:
-        """Runs every profile once a pass.
+        """Runs every profile once a pass; one that fails is left out from then on.
 
-        A short run of each comes first: it warms the server and tells how many requests fill the
-        seconds that a run may take.
-
-        Raises:
-            PerfAnalyzerFailed: a request failed.
+        A short run of each comes first. It warms the server, and tells how long the windows must be
+        and how many texts they take.
         """
-        runs: dict[str, list[tuple[Measured, CacheCounts, int]]] = {p.key: [] for p in chosen}
+        runs: dict[str, list[Run]] = {profile.key: [] for profile in chosen}
+        failed: set[str] = set()
         for number in range(count + 1):
             for profile in chosen:
+                if profile.key in failed:
+                    continue
                 say(f"load, pass {number} of {count}: {profile.key}")
-                run = self._run(profile)
+                try:
+                    run = self._run(profile)
+                except PerfAnalyzerFailed as error:
+                    failed.add(profile.key)
+                    self.failures.append(f"{profile.key}: {error}")
+                    say(self.failures[-1])
+                    continue
+                self._p50_ms[profile.key] = run.measured.p50_ms
                 if number:
                     runs[profile.key].append(run)
-        return [_result(profile, runs[profile.key]) for profile in chosen]
+        return [_result(profile, runs[profile.key]) for profile in chosen if runs[profile.key]]
 
-    def _run(self, profile: Profile) -> tuple[Measured, CacheCounts, int]:
-        requests = request_count(profile, self._rates.get(profile.key), self._seconds)
+    def _run(self, profile: Profile) -> Run:
+        p50_ms = self._p50_ms.get(profile.key)
+        if p50_ms is None:
+            requests = 10 if profile.batch > 1 else max(50, 2 * profile.concurrency)
+            return self._send(profile, texts=2 * requests * profile.batch, requests=requests)
+        window_ms = window_for(p50_ms, self._seconds)
+        texts = texts_for(profile, p50_ms, window_ms)
+        try:
+            return self._send(profile, texts=texts, window_ms=window_ms)
+        except PerfAnalyzerFailed:  # a window without an answer, if the machine was held up
+            return self._send(profile, texts=2 * texts, window_ms=2 * window_ms)
+
+    def _send(self, profile: Profile, *, texts: int, **extent: int) -> Run:
         if profile.cached:
-            texts = [profile.make(Texts(seed=7))] * profile.batch
+            sent = [profile.make(Texts(seed=7))] * profile.batch
             with self._server.client(batch_size=profile.batch) as client:
-                client.embed(texts)  # the loads before may have pushed it out of the cache
+                client.embed(sent)  # the loads before may have pushed it out of the cache
         else:
-            # Twice as many as are sent: perf_analyzer's threads walk through the texts at their
-            # own speeds, and a fast one must not come to texts that it has already sent.
-            texts = [profile.make(self._texts) for _ in range(2 * requests * profile.batch)]
+            sent = [profile.make(self._texts) for _ in range(texts)]
         address = self._server.address
         port = address.grpc_port if profile.protocol == "grpc" else address.http_port
         before = self._server.cache_counts()
         measured = self._program.measure(
             MODEL,
             f"{address.host}:{port}",
-            texts,
-            requests=requests,
+            sent,
             concurrency=profile.concurrency,
             batch=profile.batch,
             protocol=profile.protocol,
+            **extent,
         )
-        counted = self._server.cache_counts().since(before)
-        self._rates[profile.key] = measured.requests_s
-        return measured, counted, requests
+        return Run(measured, self._server.cache_counts().since(before))
 
 
-def request_count(profile: Profile, rate: float | None, seconds: float) -> int:
-    """How many requests fill so many seconds at that rate (requests a second), within reason."""
-    least = 20 if profile.batch > 1 else max(100, 4 * profile.concurrency)
-    if rate is None:
-        return least
-    return min(max(least, int(rate * seconds)), _MOST_REQUESTS)
+def window_for(p50_ms: float, seconds: float) -> int:
+    """How long, in ms, each of the three windows of a run must be, to see ten requests at least."""
+    return int(max(seconds * 1e3 / 3, 10 * p50_ms))
+
+
+def texts_for(profile: Profile, p50_ms: float, window_ms: int) -> int:
+    """How many texts suffice for a run in which none may come twice.
+
+    Four times what three windows take: perf_analyzer goes on between windows, its threads walk
+    through the texts each at its own speed, and the median may have been taken in a slow moment.
+    """
+    return int(4 * 3 * window_ms / p50_ms + 10) * profile.concurrency * profile.batch
 
 
 def fill_cache(server: Served, entries: int) -> CacheFill:
@@ -171,8 +201,9 @@ def fill_cache(server: Served, entries: int) -> CacheFill:
         return CacheFill(entries, server.cache_counts().since(before).hits)
 
 
-def _result(profile: Profile, runs: list[tuple[Measured, CacheCounts, int]]) -> LoadResult:
-    measured = [run[0] for run in runs]
+def _result(profile: Profile, runs: list[Run]) -> LoadResult:
+    measured = [run.measured for run in runs]
+    hits, misses = sum(run.counts.hits for run in runs), sum(run.counts.misses for run in runs)
     return LoadResult(
         profile.key,
         profile.title,
@@ -184,7 +215,6 @@ def _result(profile: Profile, runs: list[tuple[Measured, CacheCounts, int]]) -> 
         p90_ms=Sample.of([one.p90_ms for one in measured]),
         p99_ms=Sample.of([one.p99_ms for one in measured]),
         requests_s=Sample.of([one.requests_s for one in measured]),
-        requests=sum(run[2] for run in runs),
-        hits=sum(run[1].hits for run in runs),
-        misses=sum(run[1].misses for run in runs),
+        hits=hits,
+        misses=misses,
     )

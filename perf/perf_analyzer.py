@@ -90,23 +90,33 @@ class PerfAnalyzer:
         url: str,
         texts: Sequence[str],
         *,
-        requests: int,
+        requests: int | None = None,
+        window_ms: int = 1000,
         concurrency: int = 1,
         batch: int = 1,
         protocol: Protocol = "grpc",
     ) -> Measured:
-        """Sends so many requests, so many of them at once, each with `batch` of the texts in turn.
+        """Keeps `concurrency` requests in flight, each with `batch` of the texts in turn.
+
+        Three windows are measured as one; or so many `requests` are sent, in which case only the
+        latencies mean anything: perf_analyzer looks but once a second whether all are answered, and
+        the rest of that second counts.
 
         Raises:
-            PerfAnalyzerFailed: a request failed, or the report cannot be read.
+            PerfAnalyzerFailed: a request failed, a window saw none, or the report cannot be read.
         """
+        if requests is None:
+            # A threshold that no spread exceeds: three windows are "stable", and there are no more.
+            extent = ["-p", str(window_ms), "-r", "3", "-s", "1000"]
+        else:
+            extent = ["--request-count", str(requests)]
         with tempfile.TemporaryDirectory(prefix="arrowhead-perf-") as folder:
             data, report = Path(folder, "data.json"), Path(folder, "report.csv")
             data.write_text(input_data(texts), encoding="utf-8")
             command = [
                 str(self._binary),
                 *("-m", model, "-u", url, "-i", protocol, "-b", str(batch)),
-                *("--concurrency-range", str(concurrency), "--request-count", str(requests)),
+                *("--concurrency-range", str(concurrency), *extent),
                 *("--input-data", str(data), "-f", str(report)),
             ]
             try:
@@ -121,8 +131,8 @@ class PerfAnalyzer:
             except subprocess.TimeoutExpired as error:
                 raise PerfAnalyzerFailed(f"perf_analyzer took over {error.timeout:g} s") from None
             if result.returncode or not report.is_file():
-                reason = _last_line(result.stderr) or _last_line(result.stdout)
-                raise PerfAnalyzerFailed(f"perf_analyzer failed: {reason}")
+                reason = _last_line(result.stderr) or f"exit code {result.returncode}"
+                raise PerfAnalyzerFailed(f"perf_analyzer: {reason}")
             return parse_report(report.read_text(encoding="utf-8"), batch)
 
 

@@ -86,7 +86,7 @@ def _memory(results: Results, file: Path) -> None:
 
 
 def _cold_start(results: Results, file: Path) -> None:
-    with _axes(file, "Cold start of `arrowhead serve`", height=2.8) as axes:
+    with _axes(file, "Cold start of `arrowhead serve`", height=3.2) as axes:
         reached = 0.0
         stages = results.cold_start.stages()
         for (name, seconds), colour in zip(stages.items(), _STAGE_COLOURS, strict=True):
@@ -96,7 +96,7 @@ def _cold_start(results: Results, file: Path) -> None:
         axes.set_yticks([])
         axes.set_ylim(-0.4, 0.4)
         axes.set_xlabel("seconds from the start of the process (medians)")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=2, fontsize=9)
+        axes.figure.legend(loc="outside lower center", ncols=2, fontsize=9)
 
 
 def _loads(results: Results, key: str) -> list[LoadResult]:

@@ -96,7 +96,7 @@ def _cold_start(results: Results) -> list[str]:
     first, second = cold.first_inference_ms, cold.second_inference_ms
     return [
         "## Cold start",
-        f"`arrowhead serve`, {cold.first_answer_s.count} starts, files in the page cache, seen "
+        f"`arrowhead serve`, median of {cold.first_answer_s.count}, files in the page cache, seen "
         "from outside. Seconds since the process was started:",
         table(["until", "s"], rows),
         f"First inference once ready: {first.show()} ms, connecting included; the next: "
@@ -107,7 +107,7 @@ def _cold_start(results: Results) -> list[str]:
 def _loads(results: Results) -> list[str]:
     server = results.server
     if not server.loads:
-        return ["## Latency and throughput", f"Not measured: {server.loads_missing}."]
+        return ["## Latency and throughput", _missing(results)]
     single = ["12_miss", "12_miss_http", "hit_1", "32x16_miss", "32x16_hit"]
     sweep = [f"{kind}_{n}" for kind in ("mixed", "hit") for n in CONCURRENCIES]
     return [
@@ -121,13 +121,18 @@ def _loads(results: Results) -> list[str]:
         "### Several at a time (gRPC, one text each)",
         _load_table(results, sweep),
         *[
-            f"**{load.key}: the cache did not do what this load is about; its figures are a mix.**"
+            f"**{load.key}: both hits and misses; its figures are a mix.**"
             for load in server.loads
             if not load.is_clean
         ],
+        *([_missing(results)] if server.loads_missing else []),
         f"Of {server.cache.entries:,} different texts sent once, the cache answered "
         f"{server.cache.held:,} when they came again.",
     ]
+
+
+def _missing(results: Results) -> str:
+    return f"**Not measured:** {results.server.loads_missing}."
 
 
 def _load_table(results: Results, keys: list[str]) -> str:
@@ -140,12 +145,11 @@ def _load_table(results: Results, keys: list[str]) -> str:
             load.p50_ms.show(),
             load.p99_ms.show(),
             load.requests_s.show(0),
-            f"{load.requests:,}",
             f"{load.hits:,} / {load.misses:,}",
         )
         for load in loads
     ]
-    headers = ["request", "over", "in flight", "p50 ms", "p99 ms", "req/s", "sent", "hits / misses"]
+    headers = ["request", "over", "in flight", "p50 ms", "p99 ms", "req/s", "hits / misses"]
     return table(headers, rows)
 
 

@@ -24,8 +24,8 @@ class ServerResults:
     Attributes:
         triton: its version.
         dtype: what the encoder's configuration asks for.
-        loads: empty if perf_analyzer was not to be had.
-        loads_missing: why, in one line; empty if they are not missing.
+        loads: those that could be measured.
+        loads_missing: why others are not here, in one line; empty if none is missing.
         cache: how much of what was sent once the cache held.
         idle, loaded: memory after the first texts, and after all loads with a full cache.
     """

@@ -53,7 +53,7 @@ class Effort:
 
 
 FULL = Effort(starts=5, passes=3, load_s=3.0, cache_entries=CACHE_ENTRIES, rounds=12, slice_ms=80.0)
-QUICK = Effort(starts=1, passes=1, load_s=0.5, cache_entries=500, rounds=3, slice_ms=20.0)
+QUICK = Effort(starts=1, passes=1, load_s=1.0, cache_entries=500, rounds=3, slice_ms=20.0)
 
 
 @dataclass(frozen=True)
@@ -178,11 +178,8 @@ def _measure_server(
         missing = program
     else:
         load = Load(program, server, seconds=effort.load_s)
-        try:
-            loads = load.passes(profiles(), effort.passes, say)
-        except perf_analyzer.PerfAnalyzerFailed as error:
-            missing = str(error)
-            say(f"{error}; going on without latency and throughput")
+        loads = load.passes(profiles(), effort.passes, say)
+        missing = "; ".join(load.failures)
     say(f"server: {effort.cache_entries:,} texts into the cache, and again")
     cache = fill_cache(server, effort.cache_entries)
     results = ServerResults(

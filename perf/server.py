@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import tritonclient.grpc  # noqa: F401 (the client would import it in a measured moment)
+
 from arrowhead_client import Client
 from arrowhead_server.address import Address, free_address
 from perf.stats import Sample

@@ -24,13 +24,14 @@ class Target:
 
 def below(what: str, limit: float, value: float | None, unit: str, digits: int = 1) -> Target:
     """A target met by staying under a limit."""
-    return _compare(what, f"< {limit:g} {unit}", value, value is not None and value < limit, digits)
+    met = value is not None and value < limit
+    return _compare(what, f"< {limit:g}", value, unit, met, digits)
 
 
 def above(what: str, limit: float, value: float | None, unit: str, digits: int = 0) -> Target:
     """A target met by exceeding a limit."""
-    wanted = f"> {limit:,g} {unit}"
-    return _compare(what, wanted, value, value is not None and value > limit, digits)
+    met = value is not None and value > limit
+    return _compare(what, f"> {limit:,g}", value, unit, met, digits)
 
 
 def targets(results: Results) -> list[Target]:
@@ -56,8 +57,9 @@ def targets(results: Results) -> list[Target]:
         below("weight file mapped and checked", 50, results.weights.open_ms.median, "ms"),
         _compare(
             "weight file smaller than the checkpoint",
-            "30-40 %",
+            "30-40",
             results.weights.smaller_percent,
+            "%",
             results.weights.smaller_percent >= 30,
             1,
         ),
@@ -87,7 +89,11 @@ def _pss(results: Results) -> float:
     return sum(process.pss_mb for process in results.server.loaded)
 
 
-def _compare(what: str, wanted: str, value: float | None, met: bool, digits: int) -> Target:
+def _compare(
+    what: str, wanted: str, value: float | None, unit: str, met: bool, digits: int
+) -> Target:
+    wanted = f"{wanted} {unit}".strip()
     if value is None:
-        return Target(what, wanted.strip(), "-", "not measured")
-    return Target(what, wanted.strip(), f"{value:,.{digits}f}", "met" if met else "not met")
+        return Target(what, wanted, "-", "not measured")
+    measured = f"{value:,.{digits}f} {unit}".strip()
+    return Target(what, wanted, measured, "met" if met else "not met")
