@@ -136,9 +136,8 @@ def test_a_killed_stub_costs_a_patient_client_nothing(
                 thread.join(60)
         assert not failures
         gap = max(np.diff([at for at in answered if at > killed - 1]))
-        print(
-            f"\n{part}: recovered in {server.restarts[0].recovery_s:.2f} s, longest gap {gap:.2f} s"
-        )
+        measured("recovery", server.restarts[0].recovery_s)
+        measured("longest time without an answer", gap)
         assert server.restarts[0].recovery_s < 30
 
 
