@@ -18,7 +18,7 @@ from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.packing import Ids
 from arrowhead_engine.spec import ModelSpec
 from arrowhead_engine.tokenizer import Tokenizer
-from perf.stats import Sample, Vectors, elapsed_ms, interleaved_ms
+from perf.stats import Sample, Vectors, interleaved_ms
 from perf.texts import Texts, of_tokens
 
 COMPUTED_IN = ("float32", "bfloat16")
@@ -114,20 +114,28 @@ class Engines:
 
     def measure(self, *, rounds: int, slice_ms: float) -> EngineResults:
         """Times engine and peer in turns (see `interleaved_ms`), and the machine's own rate."""
-        rates = {dtype: matmul_gflops(DTYPES[dtype], self.device) for dtype in COMPUTED_IN}
         calls: dict[str, Callable[[], object]] = {}
+        for dtype in COMPUTED_IN:
+            for make, product in matmuls(DTYPES[dtype], self.device).items():
+                calls[f"matmul {dtype} {make}"] = product
         for texts, tokens in SHAPES:
             ids = _ids(self.encoders["float32"].spec, texts, tokens)
             for dtype, encoder in self.encoders.items():
                 calls[f"{dtype} {texts}x{tokens}"] = partial(encoder.embed, ids)
         for count, tokens in PEER_SHAPES:
-            source, make = Texts(seed=count), of_tokens(tokens)
-            own = [make(source) for _ in range(count)]
+            source, new = Texts(seed=count), of_tokens(tokens)
+            own = [new(source) for _ in range(count)]
             calls[f"peer {count}x{tokens}"] = partial(self.reference, own)
             for dtype in COMPUTED_IN:
                 calls[f"text {dtype} {count}x{tokens}"] = partial(self.embed, own, dtype)
         taken = interleaved_ms(calls, rounds=rounds, slice_ms=slice_ms)
         ms = {name: Sample.of(values) for name, values in taken.items()}
+        rates = {
+            dtype: matmul_gflops(
+                min(one.low for name, one in ms.items() if name.startswith(f"matmul {dtype} "))
+            )
+            for dtype in COMPUTED_IN
+        }
         return EngineResults(
             device=str(self.device),
             threads=torch.get_num_threads(),
@@ -163,15 +171,15 @@ def flop_per_text(spec: ModelSpec, tokens: int) -> int:
     return int(2 * tokens * (linears + attention) * spec.config["num_hidden_layers"])
 
 
-def matmul_gflops(dtype: torch.dtype, device: torch.device) -> float:
-    """The best rate, in GFLOP/s, of a large matrix product by either way that the engine has."""
+def matmuls(dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[], object]]:
+    """A large matrix product by either way that the engine has, by the way's name."""
     n = _MATMUL_SIZE
     x = torch.randn(n, n, device=device).to(dtype)
     weight, bias = torch.randn(n, n, device=device), torch.zeros(n, device=device)
-    layers = (
-        linear.make(weight, bias, dtype),
-        linear.PlainLinear(weight.to(dtype), bias.to(dtype)),
-    )
+    layers = {
+        "packed": linear.make(weight, bias, dtype),
+        "plain": linear.PlainLinear(weight.to(dtype), bias.to(dtype)),
+    }
 
     def product(layer: linear.Linear) -> None:
         with torch.inference_mode():
@@ -179,8 +187,12 @@ def matmul_gflops(dtype: torch.dtype, device: torch.device) -> float:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
-    best = min(elapsed_ms(partial(product, layer)) for _ in range(12) for layer in layers)
-    return 2 * n**3 / best / 1e6
+    return {name: partial(product, layer) for name, layer in layers.items()}
+
+
+def matmul_gflops(ms: float) -> float:
+    """GFLOP/s of one of the `matmuls` that took so many milliseconds."""
+    return 2 * _MATMUL_SIZE**3 / ms / 1e6
 
 
 def _ids(spec: ModelSpec, texts: int, tokens: int) -> list[Ids]:

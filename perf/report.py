@@ -252,7 +252,7 @@ def _engine(results: Results) -> list[str]:
     return [
         "## Engine in one process",
         "Token ids to embeddings, no server. The last column is the share of the rate that a large "
-        f"matrix product reaches here in the same dtype (GFLOP/s: {rates}).",
+        f"matrix product reaches at its best in the same run and dtype (GFLOP/s: {rates}).",
         table(["texts x tokens", "dtype", "ms", "GFLOP/s", "of that rate"], rows),
     ]
 
