@@ -3,7 +3,7 @@
 
 tritonclient writes and reads the bodies. Its blocking HTTP client is not used to send them: it may
 not be shared by threads, and in each thread that calls, gevent leaves an event loop behind with two
-open files, for ever. The standard library's connections do the work; gevent never runs.
+open files, for ever. urllib3 sends them, over connections that threads share; gevent never runs.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ import http.client
 import json
 import socket
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import quote
+from weakref import WeakKeyDictionary
 
 import aiohttp
 import numpy as np
 import tritonclient.http as wire
 import tritonclient.http.aio as async_wire
+from urllib3 import BaseHTTPResponse, Timeout, connection_from_url
+from urllib3 import exceptions as pool_errors
+from urllib3.connection import HTTPConnection
 
 from arrowhead_client._errors import (
     ClientClosed,
@@ -41,10 +44,22 @@ from arrowhead_client._url import Endpoint, parse_url
 T = TypeVar("T")
 
 _HEAD_SIZE = "Inference-Header-Content-Length"  # of a body, the part that is JSON
+_KEPT = 256  # idle connections; one above is opened all the same, and closed after its request
+
+
+class _Connection(HTTPConnection):
+    """A connection that enters itself in `made`, so that `close` finds it while it is in use."""
+
+    def __init__(self, *, made: WeakKeyDictionary[_Connection, None], **settings: Any) -> None:
+        super().__init__(**settings)
+        made[self] = None
 
 
 class HttpTransport(Transport):
     """Blocking HTTP, over connections that are kept and that all threads share.
+
+    A server that drips a body may hold a request for up to twice its `timeout_s`; one that drips
+    the head of an answer, or of a chunk, longer: each read is given the time that was left.
 
     Args:
         url: `http://host[:port]`.
@@ -55,9 +70,12 @@ class HttpTransport(Transport):
     def __init__(self, url: str, *, binary: bool = True) -> None:
         self._server = _endpoint(url)
         self._binary = binary
-        self._idle: deque[http.client.HTTPConnection] = deque()
-        self._busy: set[http.client.HTTPConnection] = set()
-        self._closed = False
+        self._connections: WeakKeyDictionary[_Connection, None] = WeakKeyDictionary()
+        with _translated(self._server, 0):
+            self._pool = connection_from_url(
+                str(self._server), maxsize=_KEPT, retries=False, made=self._connections
+            )
+        self._pool.ConnectionCls = _Connection
 
     def infer(self, request: Request, timeout_s: float) -> Answer:
         """See `Transport.infer`."""
@@ -69,7 +87,7 @@ class HttpTransport(Transport):
             response, content = self._exchange("POST", path, timeout_s, body, headers)
             self._check(response, content, timeout_s)
             result = wire.InferenceServerClient.parse_response_body(
-                content, header_length=response.getheader(_HEAD_SIZE)
+                content, header_length=response.headers.get(_HEAD_SIZE)
             )
             return _answer(request, result)
 
@@ -92,12 +110,10 @@ class HttpTransport(Transport):
 
     def close(self) -> None:
         """See `Transport.close`."""
-        self._closed = True
-        for connection in list(self._busy):
+        self._pool.close()
+        for reference in self._connections.keyrefs():  # a copy: threads may add meanwhile
             with suppress(OSError, AttributeError):  # just closed, or not yet open
-                connection.sock.shutdown(socket.SHUT_RDWR)
-        while self._idle:
-            self._idle.pop().close()
+                reference().sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
 
     def _exchange(
         self,
@@ -106,71 +122,28 @@ class HttpTransport(Transport):
         timeout_s: float,
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
-    ) -> tuple[http.client.HTTPResponse, bytes]:
+    ) -> tuple[BaseHTTPResponse, bytes]:
         """One request and its whole answer."""
         deadline = time.monotonic() + timeout_s
-
-        def left() -> float:
-            seconds = deadline - time.monotonic()
-            if seconds <= 0:
-                raise TimeoutError
-            return seconds
-
-        connection = self._connection()
-        self._busy.add(connection)
-        try:
-            if self._closed:
-                raise ClientClosed("this client was closed during the call")
-            if connection.sock is None:
-                connection.timeout = left()
-                connection.connect()
-            connection.sock.settimeout(left())
-            connection.request(method, path, body, headers or {})
-            connection.sock.settimeout(left())
-            response = connection.getresponse()
-            content = bytearray()
-            sock = connection.sock  # None when the response owns it and closes with it
+        timeout = Timeout(total=timeout_s)
+        response = self._pool.urlopen(
+            method, path, body, headers, redirect=False, timeout=timeout, preload_content=False
+        )
+        content = bytearray()
+        with closing(response):  # read to its end, it has given its connection back before
             while chunk := response.read1(1 << 20):
                 content += chunk
-                if sock is not None:
-                    sock.settimeout(left())
-            response.close()  # gives the connection free for the next request
-            if response.length:
-                raise http.client.IncompleteRead(bytes(content), response.length)
-        except BaseException:
-            connection.close()
-            raise
-        finally:
-            self._busy.discard(connection)
-        if self._closed or connection.sock is None:
-            connection.close()
-        else:
-            self._idle.append(connection)
+                if time.monotonic() > deadline:
+                    raise TimeoutError
         return response, bytes(content)
 
-    def _connection(self) -> http.client.HTTPConnection:
-        """A kept connection that the server has not closed meanwhile, else a new one."""
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                return http.client.HTTPConnection(self._server.host, self._server.port)
-            connection.sock.setblocking(False)
-            try:
-                connection.sock.recv(1, socket.MSG_PEEK)
-            except BlockingIOError:
-                return connection  # open, and silent as it should be
-            except OSError:
-                pass
-            connection.close()
-
-    def _check(self, response: http.client.HTTPResponse, content: bytes, timeout_s: float) -> None:
+    def _check(self, response: BaseHTTPResponse, content: bytes, timeout_s: float) -> None:
         if response.status == 200:
             return
         try:
             message = str(json.loads(content)["error"])
         except (ValueError, KeyError, TypeError):  # not Triton's words: a proxy's page
-            message = response.reason
+            message = response.reason or ""
         raise from_status(
             str(response.status), message, server=str(self._server), timeout_s=timeout_s
         )
@@ -261,18 +234,25 @@ def _shapes(metadata: Any) -> dict[str, Any]:
 @contextmanager
 def _translated(server: Endpoint, timeout_s: float) -> Iterator[None]:
     try:
-        yield
+        try:
+            yield
+        except (pool_errors.ProtocolError, pool_errors.NewConnectionError) as error:
+            raise error.__context__ or error from None  # urllib3 says where; what it met says why
     except ServerError:
         raise
     except wire.InferenceServerException as error:
         raise from_status(
             error.status(), error.message() or "", server=str(server), timeout_s=timeout_s
         ) from error
-    except TimeoutError as error:
+    except pool_errors.ClosedPoolError as error:
+        raise ClientClosed("this client was closed during the call") from error
+    except pool_errors.LocationParseError as error:
+        raise InvalidUrl(f"invalid url {str(server)!r}: {error}") from error
+    except (TimeoutError, pool_errors.TimeoutError) as error:
         raise timed_out(str(server), timeout_s) from error
     except (OSError, aiohttp.ClientConnectionError, http.client.IncompleteRead) as error:
         raise unavailable(str(server), error) from error
-    except (http.client.HTTPException, aiohttp.ClientError) as error:
+    except (http.client.HTTPException, aiohttp.ClientError, pool_errors.HTTPError) as error:
         raise unexpected(str(server), error) from error
     except (ValueError, KeyError, TypeError) as error:  # a 200 with a body of something else
         raise unexpected(str(server), error) from error
