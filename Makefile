@@ -6,7 +6,7 @@ MODEL := model_repository/minilm_encoder/1/weights.parquet
 BIN   := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert quickstart serve test check constraints clean
+.PHONY: help setup convert quickstart serve test check perf constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -30,11 +30,14 @@ check: $(READY)  ## Lint, layers and types; changes no file
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/mypy client engine conversion server scripts
+	@$(BIN)/mypy client engine conversion server scripts perf
 	@for f in model_repository/*/1/model.py; do $(BIN)/mypy $$f || exit 1; done
 
 test: check  ## Everything: checks, unit tests and the end-to-end tests against a real Triton
 	@$(BIN)/pytest
+
+perf: $(MODEL)  ## Measure this machine: perf/results/ and the README's figures (ARGS="--quick")
+	@$(BIN)/python -m perf $(ARGS)
 
 constraints:  ## Pin again (needs a package index); review the diff
 	@scripts/pin

@@ -31,6 +31,34 @@ def page(results: Results, plots: Collection[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def summary(results: Results) -> str:
+    """The short form for the project's own README: the machine, and the targets."""
+    machine = results.machine
+    rows = [(t.what, t.wanted, t.measured, t.verdict) for t in targets(results)]
+    cosine = results.closeness[0].worst
+    return "\n\n".join(
+        [
+            f"{machine.cpu}, {machine.cores} cores shared by server and load generator, "
+            f"{results.dtype} compute, Triton {results.server.triton}, {machine.date}. "
+            f"Worst cosine with sentence-transformers through the server: {cosine:.6f}.",
+            table(["the specification's target", "wanted", "measured", ""], rows),
+        ]
+    )
+
+
+def in_readme(readme: str, figures: str) -> str:
+    """The README with the text between its perf markers replaced.
+
+    Raises:
+        ValueError: the markers are not there.
+    """
+    before, begin, rest = readme.partition("<!-- perf:begin -->\n")
+    _, end, after = rest.partition("<!-- perf:end -->")
+    if not begin or not end:
+        raise ValueError("README.md has no perf:begin and perf:end markers")
+    return before + begin + figures + "\n" + end + after
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; the first column left, the others right. Bars in cells are escaped."""
     lines = [_row(headers), "|---|" + "---:|" * (len(headers) - 1)]

