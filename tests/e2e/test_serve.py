@@ -103,7 +103,8 @@ def test_a_killed_stub_costs_a_patient_client_nothing(
 
         def load(url: str) -> None:
             rng = np.random.default_rng()
-            with Client(url) as client:
+            # More patience than the default 9 s, for a machine busy with other things.
+            with Client(url, retries=20, timeout_s=60) as client:
                 while not done.is_set():
                     i = int(rng.integers(len(texts)))
                     # A new text each time, or the cache would answer for the dead.
