@@ -112,7 +112,7 @@ class Engines:
         vectors: Vectors = self._peer.encode(list(texts), show_progress_bar=False)
         return vectors
 
-    def measure(self, *, rounds: int, slice_ms: float) -> EngineResults:
+    def measure(self, *, rounds: int, slice_ms: float, limit_s: float) -> EngineResults:
         """Times engine and peer in turns (see `interleaved_ms`), and the machine's own rate."""
         calls: dict[str, Callable[[], object]] = {}
         for dtype in COMPUTED_IN:
@@ -128,7 +128,7 @@ class Engines:
             calls[f"peer {count}x{tokens}"] = partial(self.reference, own)
             for dtype in COMPUTED_IN:
                 calls[f"text {dtype} {count}x{tokens}"] = partial(self.embed, own, dtype)
-        taken = interleaved_ms(calls, rounds=rounds, slice_ms=slice_ms)
+        taken = interleaved_ms(calls, rounds=rounds, slice_ms=slice_ms, limit_s=limit_s)
         ms = {name: Sample.of(values) for name, values in taken.items()}
         rates = {
             dtype: matmul_gflops(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from perf.stats import Sample
 from perf.texts import Texts, mixed, of_tokens
 
 CONCURRENCIES = (1, 8, 32, 64)
+_PORTION = 250  # texts between two looks at the clock
 CACHE_ENTRIES = 10_000  # what the specification asks the cache to hold
 
 
@@ -94,7 +96,7 @@ class Run:
 
 @dataclass(frozen=True)
 class CacheFill:
-    """`entries` different texts sent one by one, then all of them again."""
+    """So many different texts went in one by one; so many were answered when all came again."""
 
     entries: int
     held: int
@@ -116,16 +118,22 @@ class Load:
         self._p50_ms: dict[str, float] = {}  # by profile
 
     def passes(
-        self, chosen: list[Profile], count: int, say: Callable[[str], None]
+        self,
+        chosen: list[Profile],
+        count: int,
+        say: Callable[[str], None],
+        between: Callable[[], None],
     ) -> list[LoadResult]:
         """Runs every profile once a pass; one that fails is left out from then on.
 
-        A short run of each comes first. It warms the server, and tells how long the windows must be
-        and how many texts they take.
+        `between` is called before each pass, while nothing is sent. A short run of each profile
+        comes first: it warms the server, and tells how long the windows must be and how many texts
+        they take.
         """
         runs: dict[str, list[Run]] = {profile.key: [] for profile in chosen}
         failed: set[str] = set()
         for number in range(count + 1):
+            between()
             for profile in chosen:
                 if profile.key in failed:
                     continue
@@ -190,15 +198,22 @@ def texts_for(profile: Profile, p50_ms: float, window_ms: int) -> int:
     return int(4 * 3 * window_ms / p50_ms + 10) * profile.concurrency * profile.batch
 
 
-def fill_cache(server: Served, entries: int) -> CacheFill:
-    """Sends so many different short texts, then the same again, and counts the hits."""
+def fill_cache(server: Served, entries: int, *, limit_s: float) -> CacheFill:
+    """Sends so many different short texts, then the same again, and counts the hits.
+
+    After `limit_s` seconds no further new ones are sent.
+    """
     source = Texts(seed=11)
-    texts = [source.of_words(4) for _ in range(entries)]
+    texts: list[str] = []
     with server.client(batch_size=1, concurrency=32) as client:
-        client.embed(texts, progress=False)
+        began = time.monotonic()
+        while len(texts) < entries and time.monotonic() - began < limit_s:
+            new = [source.of_words(4) for _ in range(min(_PORTION, entries - len(texts)))]
+            client.embed(new, progress=False)
+            texts += new
         before = server.cache_counts()
         client.embed(texts, progress=False)
-        return CacheFill(entries, server.cache_counts().since(before).hits)
+        return CacheFill(len(texts), server.cache_counts().since(before).hits)
 
 
 def _result(profile: Profile, runs: list[Run]) -> LoadResult:

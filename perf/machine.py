@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -41,6 +42,7 @@ class Machine:
     date: str
 
 
+_STAT = Path("/proc/stat")
 _PACKAGES = ("torch", "sentence-transformers", "transformers", "pyarrow", "numpy", "tritonclient")
 _FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
 
@@ -64,6 +66,32 @@ def describe() -> Machine:
         revision=_revision(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+class Bystanders:
+    """Looks, between measurements, at what others do on this machine.
+
+    Attributes:
+        percent: of all cores, busy at each look, while nothing of ours had anything to do.
+    """
+
+    def __init__(self) -> None:
+        self.percent: list[float] = []
+
+    def look(self, seconds: float = 0.5) -> None:
+        """Waits so long and notes how busy the cores were meanwhile."""
+        before = _STAT.read_text(encoding="ascii")
+        time.sleep(seconds)
+        self.percent.append(busy_percent(before, _STAT.read_text(encoding="ascii")))
+
+
+def busy_percent(before: str, after: str) -> float:
+    """The share of all cores' time between two states of /proc/stat in which they worked."""
+    first, last = (list(map(int, stat.split("\n", 1)[0].split()[1:9])) for stat in (before, after))
+    spent = [end - start for start, end in zip(first, last, strict=True)]
+    # user nice system idle iowait irq softirq steal
+    idle = spent[3] + spent[4]
+    return 100 * (1 - idle / max(sum(spent), 1))
 
 
 def cpu_facts(cpuinfo: str) -> dict[str, str]:

@@ -10,6 +10,8 @@ from perf.results import Results
 from perf.server import ProcessMemory
 from perf.targets import targets
 
+_DISTURBED = "**Others worked on this machine during the run: read no figure as the server's own.**"
+
 
 def page(results: Results, plots: Collection[str]) -> str:
     """The whole page, with those of the plots that were drawn."""
@@ -41,6 +43,7 @@ def summary(results: Results) -> str:
             f"{machine.cpu}, {machine.cores} cores shared by server and load generator, "
             f"{results.dtype} compute, Triton {results.server.triton}, {machine.date}. "
             f"Worst cosine with sentence-transformers through the server: {cosine:.6f}.",
+            *([_DISTURBED] if results.is_disturbed else []),
             table(["the specification's target", "wanted", "measured", ""], rows),
         ]
     )
@@ -86,6 +89,7 @@ def _head(results: Results) -> list[str]:
         ("Arrowhead", machine.revision),
         ("date", machine.date),
         ("load average before", f"{machine.load_before:.2f}"),
+        ("others' work", f"{results.other_work.show(0)} % of the cores, between measurements"),
         ("the run took", f"{results.seconds:.0f} s"),
     ]
     parts = [
@@ -96,8 +100,8 @@ def _head(results: Results) -> list[str]:
     ]
     if results.quick:
         parts.append("**A smoke run (`--quick`): too short for its figures to mean much.**")
-    if machine.load_before > 0.5 * machine.cores:
-        parts.append("**The machine was busy with other work when this run began.**")
+    if results.is_disturbed:
+        parts.append(_DISTURBED)
     return [*parts, table(["", ""], rows).replace("---:", "---")]
 
 

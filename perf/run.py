@@ -20,11 +20,11 @@ import click
 
 from perf import perf_analyzer, plots, report
 from perf.load import CACHE_ENTRIES, Load, LoadResult, fill_cache, profiles
-from perf.machine import ROOT, describe
+from perf.machine import ROOT, Bystanders, describe
 from perf.quality import Closeness, StsPairs, StsResult
 from perf.results import Results, ServerResults
 from perf.server import MODEL, ColdStart, Served, ServeFailed, served, start_once
-from perf.stats import Vectors
+from perf.stats import Sample, Vectors
 from perf.texts import Texts, for_quality
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Effort:
         passes, load_s: runs of each load, and seconds of each.
         cache_entries: texts to fill the cache with.
         rounds, slice_ms: turns of each thing timed in this process, and milliseconds of each.
+        limit_s: most seconds for filling the cache, and for all turns of the engine.
     """
 
     starts: int
@@ -51,10 +52,21 @@ class Effort:
     cache_entries: int
     rounds: int
     slice_ms: float
+    limit_s: float
 
 
-FULL = Effort(starts=5, passes=3, load_s=3.0, cache_entries=CACHE_ENTRIES, rounds=12, slice_ms=80.0)
-QUICK = Effort(starts=1, passes=1, load_s=1.0, cache_entries=500, rounds=3, slice_ms=20.0)
+FULL = Effort(
+    starts=5,
+    passes=3,
+    load_s=3.0,
+    cache_entries=CACHE_ENTRIES,
+    rounds=12,
+    slice_ms=80.0,
+    limit_s=60.0,
+)
+QUICK = Effort(
+    starts=1, passes=1, load_s=1.0, cache_entries=500, rounds=3, slice_ms=20.0, limit_s=10.0
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,8 @@ def _measure(effort: Effort, repository: Path, pairs: StsPairs | None) -> Result
     def say(step: str) -> None:
         click.echo(f"[{time.monotonic() - began:4.0f} s] {step}", err=True)
 
-    machine = describe()
+    machine, others = describe(), Bystanders()
+    others.look()
     # Fetched before anything runs, and imported before anything is timed.
     program = _perf_analyzer(say)
     starts = []
@@ -122,7 +135,7 @@ def _measure(effort: Effort, repository: Path, pairs: StsPairs | None) -> Result
         starts.append(start_once(repository))
     say("server: start, memory")
     with served(repository) as server:
-        server_results, vectored = _measure_server(server, program, effort, pairs, say)
+        server_results, vectored = _measure_server(server, program, effort, pairs, say, others.look)
 
     say("engine: load both engines")
     from arrowhead_conversion.sources import locate
@@ -134,7 +147,9 @@ def _measure(effort: Effort, repository: Path, pairs: StsPairs | None) -> Result
     say("engine: closeness to the source")
     closeness, sts = _compare(engines, vectored, pairs)
     say("engine: speed, beside sentence-transformers")
-    engine = engines.measure(rounds=effort.rounds, slice_ms=effort.slice_ms)
+    others.look()
+    engine = engines.measure(rounds=effort.rounds, slice_ms=effort.slice_ms, limit_s=effort.limit_s)
+    others.look()
     say("weight file")
     file = repository / f"{MODEL}_encoder" / "1" / "weights.parquet"
     weight = weights.measure(file, source / "model.safetensors", rounds=2 * effort.rounds)
@@ -142,6 +157,7 @@ def _measure(effort: Effort, repository: Path, pairs: StsPairs | None) -> Result
         machine=machine,
         quick=effort is QUICK,
         seconds=time.monotonic() - began,
+        other_work=Sample.of(others.percent),
         cold_start=ColdStart.of(starts),
         server=server_results,
         closeness=closeness,
@@ -167,6 +183,7 @@ def _measure_server(
     effort: Effort,
     pairs: StsPairs | None,
     say: Callable[[str], None],
+    between: Callable[[], None],
 ) -> tuple[ServerResults, Vectored]:
     with server.client() as client:
         client.embed(_warm_up(), progress=False)
@@ -183,10 +200,10 @@ def _measure_server(
         missing = program
     else:
         load = Load(program, server, seconds=effort.load_s)
-        loads = load.passes(profiles(), effort.passes, say)
+        loads = load.passes(profiles(), effort.passes, say, between)
         missing = "; ".join(load.failures)
     say(f"server: {effort.cache_entries:,} texts into the cache, and again")
-    cache = fill_cache(server, effort.cache_entries)
+    cache = fill_cache(server, effort.cache_entries, limit_s=effort.limit_s)
     results = ServerResults(
         triton=str(server.get("/v2")["version"]),
         dtype=server.compute_dtype(),

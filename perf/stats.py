@@ -43,7 +43,11 @@ def elapsed_ms(call: Callable[[], object]) -> float:
 
 
 def interleaved_ms(
-    calls: dict[str, Callable[[], object]], *, rounds: int, slice_ms: float = 0.0
+    calls: dict[str, Callable[[], object]],
+    *,
+    rounds: int,
+    slice_ms: float = 0.0,
+    limit_s: float = 60.0,
 ) -> dict[str, list[float]]:
     """Milliseconds of each call, by name: all take turns, so that drift touches all alike.
 
@@ -51,13 +55,17 @@ def interleaved_ms(
         calls: what to time; each is called twice beforehand.
         rounds: how often each gets its turn.
         slice_ms: a turn repeats a call until about so many milliseconds are spent; once at least.
+        limit_s: no round begins after so many seconds, except the first.
     """
     repeats = {}
     for name, call in calls.items():
         call()
         repeats[name] = max(1, int(slice_ms / max(elapsed_ms(call), 1e-3)))
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    began = time.monotonic()
+    for number in range(rounds):
+        if number and time.monotonic() - began > limit_s:
+            break
         for name, call in calls.items():
             taken[name] += [elapsed_ms(call) for _ in range(repeats[name])]
     return taken

@@ -63,6 +63,11 @@ def test_interleaved_calls_take_turns():
     assert {name: len(values) for name, values in taken.items()} == {"a": 3, "b": 3}
 
 
+def test_the_limit_leaves_one_round():
+    taken = interleaved_ms({"a": lambda: None}, rounds=50, limit_s=0.0)
+    assert len(taken["a"]) == 1
+
+
 def test_cosines_are_taken_row_by_row():
     a = np.array([[1, 0], [1, 1]], np.float32)
     b = np.array([[2, 0], [1, -1]], np.float32)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from perf.machine import cpu_facts
+from perf.machine import busy_percent, cpu_facts
 from perf.perf_analyzer import (
     Measured,
     PerfAnalyzer,
@@ -91,6 +91,12 @@ def test_the_first_processor_is_described():
     facts = cpu_facts("model name\t: A\nflags\t\t: x y\n\nmodel name\t: B\n")
     assert facts["model name"] == "A"
     assert facts["flags"] == "x y"
+
+
+def test_busy_time_is_all_but_idle_and_waiting_for_disks():
+    before = "cpu  100 0 100 1000 50 0 0 0 0 0\ncpu0 1 1 1 1\n"
+    after = "cpu  140 0 110 1120 80 0 0 0 0 0\ncpu0 2 2 2 2\n"
+    assert busy_percent(before, after) == pytest.approx(25.0)
 
 
 @pytest.mark.parametrize("header", ["", "sentence1,sentence2,score\n"])
