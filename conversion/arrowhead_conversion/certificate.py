@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from arrowhead_conversion.errors import NotFaithful
+from arrowhead_conversion.pipeline import MOST_TOKENS
 from arrowhead_engine.encoder import Encoder, cosine
 from arrowhead_engine.spec import Certificate, ModelSpec, Probe
 from arrowhead_engine.tokenizer import Tokenizer
@@ -77,6 +78,10 @@ def certify(
     logging.disable_progress_bar()
 
     reference = SentenceTransformer(str(source), device="cpu", local_files_only=True)
+    # What is compared is the served model, which takes no more than this whatever the source takes.
+    reference.max_seq_length = min(reference.max_seq_length or MOST_TOKENS, MOST_TOKENS)
+    with WeightFile.open(weights) as file:
+        digest = file.verify()
     engine = Encoder.open(weights, device="cpu", dtype="float32")
     tokens = Tokenizer.parse(tokenizer, spec)(TEXTS)
     rows = engine.check(tokens.input_ids, tokens.length)
@@ -95,16 +100,8 @@ def certify(
         worst_cosine=cosines[worst],
         mean_cosine=float(np.mean(cosines)),
         texts=len(TEXTS),
-        weights_sha256=_weights_sha256(weights),
+        weights_sha256=digest,
         tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest(),
         versions={name: version(name) for name in LIBRARIES},
         probes=tuple(Probe(tuple(rows[i].tolist()), expected[i]) for i in PROBES),
     )
-
-
-def _weights_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with WeightFile.open(path) as weights:
-        for name in weights.tensors:
-            digest.update(weights.buffer(name))
-    return digest.hexdigest()

@@ -41,6 +41,9 @@ def convert(source: str, name: str, revision: str | None, repository: Path) -> N
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from arrowhead_conversion.convert import convert as run
 
+    if repository.exists() and not repository.is_dir():
+        raise click.BadParameter(f"{repository} is not a folder", param_hint="--repository")
+
     made = run(source, name, repository, revision=revision)
     proof, spec = made.certificate, made.spec
     click.echo(f"{made.name} version {made.version} in {made.seconds:.1f} s")

@@ -12,7 +12,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from arrowhead_conversion import certificate, pipeline, repository, sources, weights
-from arrowhead_conversion.errors import SourceNotFound
+from arrowhead_conversion.errors import SourceNotFound, UnsupportedSource
 from arrowhead_engine.spec import CERTIFICATE_KEY, MODEL_KEY, Certificate, ModelSpec, write_metadata
 from arrowhead_engine.tokenizer import Tokenizer
 from arrowhead_engine.weightfile import Tensor, WeightFile, write
@@ -63,7 +63,12 @@ def convert(
     folder = sources.locate(source, revision)
     spec = pipeline.read_spec(folder, source, revision)
     tokenizer = _read(folder / "tokenizer.json")
-    Tokenizer.parse(tokenizer, spec)  # refuses before any work is done
+    highest, known = Tokenizer.parse(tokenizer, spec).highest_id, spec.config["vocab_size"]
+    if highest >= known:
+        raise UnsupportedSource(
+            f"{source}: its tokenizer gives ids up to {highest}, its network knows {known} (0 to "
+            f"{known - 1})"
+        )
     with repository.staged(repository_path, name, spec.dimension) as (stages, version):
         path = stages["_encoder"] / "weights.parquet"
         metadata = {MODEL_KEY: spec.to_json()}

@@ -32,5 +32,9 @@ class InvalidName(ConversionError):
     """Not a name for a model."""
 
 
+class Busy(ConversionError):
+    """Another conversion to the same name is at work."""
+
+
 class NotFaithful(ConversionError):
     """Converted, but its vectors are not the source library's."""

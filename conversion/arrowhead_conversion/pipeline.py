@@ -52,19 +52,24 @@ def read_spec(folder: Path, source: str, revision: str | None) -> ModelSpec:
     parts = _modules(folder, source)
     transformer, pooling = parts[0], parts[1]
     own = _json(folder / transformer / "sentence_bert_config.json", optional=True)
+    tokenizer = _json(folder / transformer / "tokenizer_config.json", optional=True)
     described = _json(folder / "config_sentence_transformers.json", optional=True)
     if described.get("default_prompt_name") is not None:
         raise UnsupportedSource(
             f"{source}: puts the prompt {described['default_prompt_name']!r} before every text by "
             "default, which is not known yet"
         )
-    limits = [own.get("max_seq_length"), network.max_position_embeddings, MOST_TOKENS]
+    # As sentence-transformers does: its own limit, else the tokenizer's, which may be absurd.
+    own_limit = own.get("max_seq_length") or tokenizer.get("model_max_length") or MOST_TOKENS
+    limits = (own_limit, network.max_position_embeddings, MOST_TOKENS)
+    if not all(isinstance(limit, (int, float)) for limit in limits):
+        raise UnsupportedSource(f"{source}: max_seq_length is {own_limit!r}; wanted a number")
     return ModelSpec(
         architecture=architecture,
         config={**network.to_dict(), "pad_token_id": config.get("pad_token_id") or 0},
         pooling=_pooling(_json(folder / pooling / "config.json"), source),
         normalize=len(parts) == 3,
-        max_seq_length=min(limit for limit in limits if limit is not None),
+        max_seq_length=int(min(limits)),
         dimension=network.hidden_size,
         prompts=described.get("prompts") or {},
         source={
@@ -83,14 +88,17 @@ def _modules(folder: Path, source: str) -> list[str]:
             f"{source}: has no modules.json, so nothing says how its tokens become one vector; "
             "name a sentence-transformers model"
         )
-    modules = json.loads(path.read_bytes())
-    kinds = [module["type"].rpartition(".")[2] for module in modules]
+    try:
+        modules = [(module["type"].rpartition(".")[2], module["path"]) for module in _load(path)]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UnsupportedSource(f"{path}: not a list of modules with type and path") from error
+    kinds = [kind for kind, _ in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise UnsupportedSource(
             f"{source}: pipeline {' -> '.join(kinds)}; "
             "known is Transformer -> Pooling [-> Normalize]"
         )
-    return [module["path"] for module in modules]
+    return [str(path) for _, path in modules]
 
 
 def _pooling(config: dict[str, Any], source: str) -> Any:
@@ -107,12 +115,16 @@ def _pooling(config: dict[str, Any], source: str) -> Any:
 def _json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     if optional and not path.is_file():
         return {}
+    value = _load(path)
+    if not isinstance(value, dict):
+        raise UnsupportedSource(f"{path}: not a JSON object")
+    return value
+
+
+def _load(path: Path) -> Any:
     try:
-        value = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UnsupportedSource(f"{path}: missing; is the download complete?") from None
     except ValueError as error:
         raise UnsupportedSource(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UnsupportedSource(f"{path}: not a JSON object")
-    return value

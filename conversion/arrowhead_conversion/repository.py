@@ -7,16 +7,17 @@ copied, its `config.pbtxt` files rewritten with the new name and width.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
-from arrowhead_conversion.errors import InvalidName
+from arrowhead_conversion.errors import Busy, InvalidName, UnsupportedSource
 
 TEMPLATE = "minilm"
 WIDTH = "dims: [ 384 ]"  # of the template's embeddings
@@ -49,39 +50,71 @@ def staged(repository: Path, name: str, dimension: int) -> Iterator[tuple[dict[s
     """Three hidden version folders to fill; when the block ends well, they become the next version.
 
     Yields the folder for each of `PARTS`, the model code already in it, and the version's number.
-    A running server and a reader of the repository see all of a version or nothing of it.
+    Each folder appears whole, by a rename. The three renames are not one: whoever is killed between
+    them leaves parts of unequal version, which `arrowhead serve` refuses and the next conversion
+    mends.
+
+    Raises:
+        Busy: another conversion to this name is at work.
+        UnsupportedSource: the name is in use for embeddings of another width.
     """
-    version = max(versions(repository, name), default=0) + 1
-    stages = {part: repository / f"{name}{part}" / f".staging-{os.getpid()}" for part in PARTS}
-    try:
-        for part, stage in stages.items():
-            _remove_abandoned(stage.parent)
-            stage.mkdir(parents=True)
-            for file in ("model.py", ".gitkeep"):  # an ensemble's version folder is else empty
-                original = template() / f"{TEMPLATE}{part}" / "1" / file
-                if original.exists():
-                    shutil.copyfile(original, stage / file)
-        yield stages, version
-        for part, stage in stages.items():
-            _write_config(repository / f"{name}{part}", name, part, dimension)
-            target = stage.parent / str(version)
-            if target.exists():  # what git holds of minilm, or what a killed conversion left
-                shutil.rmtree(target)
-            stage.rename(target)
-    finally:
-        for stage in stages.values():
-            shutil.rmtree(stage, ignore_errors=True)
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Removes what conversions that were killed had staged; others may be at work right now."""
-    for stage in folder.glob(".staging-*"):
+    folders = {part: repository / f"{name}{part}" for part in PARTS}
+    with _locked(folders["_encoder"], name):
+        _check_width(folders, dimension)
+        version = max(versions(repository, name), default=0) + 1
+        stages = {part: folder / ".staging" for part, folder in folders.items()}
         try:
-            os.kill(int(stage.name.rpartition("-")[2]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(stage, ignore_errors=True)
-        except PermissionError:  # alive, and somebody else's
-            pass
+            for part, stage in stages.items():
+                shutil.rmtree(stage, ignore_errors=True)  # of a conversion that was killed
+                stage.mkdir(parents=True)
+                # An ensemble has no code; git keeps its version folder by an empty file.
+                file = "model.py" if part else ".gitkeep"
+                shutil.copyfile(template() / f"{TEMPLATE}{part}" / "1" / file, stage / file)
+            yield stages, version
+            for part, stage in stages.items():
+                _write_config(folders[part], name, part, dimension)
+                _rename_over(stage, folders[part] / str(version))
+        finally:
+            for stage in stages.values():
+                shutil.rmtree(stage, ignore_errors=True)
+            for folder in folders.values():
+                with suppress(OSError):  # not empty: as it should be
+                    folder.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path, name: str) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Busy(f"another conversion to {name!r} is at work; wait for it") from None
+    finally:
+        os.close(handle)  # gives the lock back, as does the death of the process
+
+
+def _check_width(folders: dict[str, Path], dimension: int) -> None:
+    for folder in folders.values():
+        path = folder / "config.pbtxt"
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        met = re.search(r'"embeddings"[^}]*?\bdims\s*:\s*\[?\s*(\d+)', text)
+        if met and int(met[1]) != dimension:
+            raise UnsupportedSource(
+                f"{path} is for embeddings of {met[1]} dimensions, this model's have {dimension}; "
+                "choose another name"
+            )
+
+
+def _rename_over(folder: Path, target: Path) -> None:
+    """Renames; what is there (git's minilm, a killed conversion's part) is gone only afterwards."""
+    old = folder.with_name(".replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    folder.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def template() -> Path:

@@ -20,11 +20,12 @@ from torch import Tensor
 from arrowhead_engine.errors import UnsupportedModel
 from arrowhead_engine.linear import Linear, make
 from arrowhead_engine.packing import Group, Step
+from arrowhead_engine.spec import positive_int
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """The sizes, under the names of HuggingFace's `config.json`."""
+    """The sizes, under the names (and with the defaults) of HuggingFace's `config.json`."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -32,12 +33,22 @@ class BertConfig:
     intermediate_size: int
     vocab_size: int
     max_position_embeddings: int
-    type_vocab_size: int
-    layer_norm_eps: float
-    hidden_act: str
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_act: str = "gelu"
     position_embedding_type: str = "absolute"
 
     def __post_init__(self) -> None:
+        """Refuses sizes that are none, and variants that would come out wrong.
+
+        Raises:
+            UnsupportedModel: names the first.
+        """
+        for name, value in vars(self).items():
+            if self.__annotations__[name] == "int":
+                positive_int(name, value)
+        if not isinstance(self.layer_norm_eps, float):
+            raise UnsupportedModel(f"layer_norm_eps is {self.layer_norm_eps!r}; wanted a number")
         if self.hidden_act != "gelu":
             raise UnsupportedModel(
                 f"hidden_act {self.hidden_act!r}; this engine knows the exact 'gelu'"

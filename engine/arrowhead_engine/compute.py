@@ -49,6 +49,8 @@ def choose(device: str = "auto", dtype: str = "auto") -> Compute:
         chosen = torch.device(device)
     except RuntimeError:
         raise UnsupportedModel(f"device {device!r}; known are auto, cpu, cuda and cuda:N") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise UnsupportedModel(f"device {device!r}; known are auto, cpu, cuda and cuda:N")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UnsupportedModel(f"device {device!r} was asked for, but torch sees no CUDA device")
     if dtype == "auto":

@@ -49,6 +49,15 @@ class Encoder:
                 f"pooling {spec.pooling!r}; this engine knows {', '.join(POOLINGS)}"
             )
         config = bert.BertConfig.from_dict(spec.config)
+        if spec.max_seq_length > config.max_position_embeddings:
+            raise UnsupportedModel(
+                f"max_seq_length {spec.max_seq_length}; the network has positions for "
+                f"{config.max_position_embeddings} tokens"
+            )
+        if spec.dimension != config.hidden_size:
+            raise UnsupportedModel(
+                f"dimension {spec.dimension}; the network has {config.hidden_size}"
+            )
         met = {name: tensor.shape for name, tensor in weights.tensors.items()}
         if faults := tensor_faults(met, bert.shapes(config)):
             raise WeightsMismatch(f"{weights.path}: {faults}")
@@ -84,17 +93,30 @@ class Encoder:
     def verify(self) -> None:
         """Proves that the file is as it was written and that this machine computes it right.
 
-        Compares every tensor's checksum, then the embeddings of the certificate's probes.
+        Compares every tensor's checksum, the hash of all weights, and the embeddings of the
+        certificate's probes.
 
         Raises:
             ChecksumMismatch: a tensor's bytes were changed.
-            CertificateMismatch: an embedding is not the certified one.
+            CertificateMismatch: the weights or an embedding are not the certified ones.
+            UnsupportedModel: there is no certificate, or it cannot be understood.
         """
-        self._weights.verify()
         certificate = Certificate.from_metadata(self._weights.metadata)
-        met = self.embed([np.array(probe.input_ids, np.int32) for probe in certificate.probes])
+        if self._weights.verify() != certificate.weights_sha256:
+            raise CertificateMismatch(
+                f"{self._weights.path}: not the certified weights; convert the model again"
+            )
         least = PROBE_COSINE[self.compute.dtype]
-        for probe, vector in zip(certificate.probes, met, strict=True):
+        for probe in certificate.probes:
+            if probe.embedding.shape != (self.spec.dimension,):
+                raise UnsupportedModel(
+                    f"{self._weights.path}: its certificate is for another width"
+                )
+            ids = np.array([probe.input_ids], np.int32)
+            try:
+                vector = self.embed(self.check(ids, np.array([ids.size], np.int32)))[0]
+            except InvalidInput as error:
+                raise UnsupportedModel(f"{self._weights.path}: its certificate: {error}") from error
             similar = cosine(probe.embedding, vector)
             if not similar >= least:  # NaN fails too
                 raise CertificateMismatch(

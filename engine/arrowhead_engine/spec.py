@@ -49,6 +49,23 @@ class ModelSpec:
     prompts: dict[str, str] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuses values that JSON may hold and the engine may not.
+
+        Raises:
+            UnsupportedModel: names the field, what was met and what was wanted.
+        """
+        for name in ("max_seq_length", "dimension"):
+            positive_int(name, getattr(self, name))
+        for name, kind in (("architecture", str), ("pooling", str), ("normalize", bool)):
+            if not isinstance(getattr(self, name), kind):
+                raise UnsupportedModel(
+                    f"{name} is {getattr(self, name)!r}; wanted a {kind.__name__}"
+                )
+        for name in ("config", "prompts", "source"):
+            if not isinstance(getattr(self, name), dict):
+                raise UnsupportedModel(f"{name} is {getattr(self, name)!r}; wanted an object")
+
     def to_json(self) -> str:
         """The spec as one JSON object."""
         return json.dumps(asdict(self), sort_keys=True)
@@ -61,6 +78,16 @@ class ModelSpec:
             UnsupportedModel: none there, or not one this version understands.
         """
         return _read(metadata, MODEL_KEY, lambda raw: cls(**raw))
+
+
+def positive_int(name: str, value: object) -> None:
+    """Refuses what is not a size.
+
+    Raises:
+        UnsupportedModel: names it.
+    """
+    if type(value) is not int or value < 1:
+        raise UnsupportedModel(f"{name} is {value!r}; wanted a positive whole number")
 
 
 @dataclass(frozen=True)
@@ -106,6 +133,15 @@ class Certificate:
     tokenizer_sha256: str
     versions: dict[str, str]
     probes: tuple[Probe, ...]
+
+    def __post_init__(self) -> None:
+        """Refuses a certificate that proves nothing.
+
+        Raises:
+            UnsupportedModel: it holds no probes.
+        """
+        if not self.probes:
+            raise UnsupportedModel(f"{CERTIFICATE_KEY} holds no probes; convert the model again")
 
     def to_json(self) -> str:
         """The certificate as one JSON object."""

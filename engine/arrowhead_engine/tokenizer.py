@@ -46,6 +46,8 @@ class Tokenizer:
         tokenizer.enable_truncation(max_seq_length)
         self._tokenizer = tokenizer
         self._pad_id = pad_id
+        added = tokenizer.get_added_tokens_decoder().values()
+        self._longest_special = max((len(token.content) for token in added), default=0)
         self.max_seq_length = max_seq_length
 
     @classmethod
@@ -81,9 +83,9 @@ class Tokenizer:
         return cls(tokenizer, spec.max_seq_length, spec.config["pad_token_id"])
 
     @property
-    def vocab_size(self) -> int:
-        """Number of ids the tokenizer can give, added tokens included."""
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+    def highest_id(self) -> int:
+        """The highest id the tokenizer can give, added tokens included."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Tokenizes the texts, each as if it were alone."""
@@ -121,11 +123,20 @@ class Tokenizer:
         for chars_per_token in (FIRST_CHARS_PER_TOKEN, MOST_CHARS_PER_TOKEN):
             limit = chars_per_token * self.max_seq_length
             encoding = self._tokenizer.encode(text[:limit])
-            # The cut may have split a word. If a later word than the last kept one was seen, the
-            # split lies behind the ids that count, and they are those of the whole text.
-            if encoding.overflowing and _last_word(encoding.overflowing[-1]) > _last_word(encoding):
+            # The cut may have split a word or a special token like [MASK]. If a later word than the
+            # last kept one was seen, and no special token reaches from the cut to the kept ids,
+            # the split lies behind the ids that count, and they are those of the whole text.
+            if (
+                encoding.overflowing
+                and _last_word(encoding.overflowing[-1]) > _last_word(encoding)
+                and _last_character(encoding) + self._longest_special <= limit
+            ):
                 break
         return encoding.ids, bool(encoding.overflowing) or len(text) > limit
+
+
+def _last_character(encoding: tokenizers.Encoding) -> int:
+    return max((end for _, end in encoding.offsets), default=0)
 
 
 def _last_word(encoding: tokenizers.Encoding) -> int:

@@ -83,13 +83,26 @@ def _check_weights(repository: Path, model: EmbeddingModel) -> None:
                 f"model '{model.name}' needs '{part}', which {repository} does not hold: "
                 f"write it with `arrowhead convert SOURCE --name {model.name}`"
             )
-    versions = [
-        int(folder.name)
-        for folder in (repository / model.encoder).iterdir()
-        if folder.is_dir() and folder.name.isdecimal()
-    ]
-    # Triton serves the highest version number.
-    weights = repository / model.encoder / str(max(versions, default=1)) / "weights.parquet"
+    newest = {
+        part: max(
+            (
+                int(folder.name)
+                for folder in (repository / part).iterdir()
+                if folder.is_dir() and folder.name.isdecimal()
+            ),
+            default=1,
+        )
+        for part in (model.name, model.tokenizer, model.encoder)
+    }
+    # Triton serves the highest version of each, so a conversion killed while it published would
+    # put a new tokenizer before an old encoder.
+    if len(set(newest.values())) > 1:
+        met = ", ".join(f"{part} {version}" for part, version in newest.items())
+        raise RepositoryError(
+            f"model '{model.name}' has parts of unequal version ({met}): "
+            f"run `arrowhead convert SOURCE --name {model.name}` again"
+        )
+    weights = repository / model.encoder / str(newest[model.encoder]) / "weights.parquet"
     if not weights.is_file():
         raise RepositoryError(
             f"model '{model.name}' has no weights yet ({weights} is missing): "

@@ -18,6 +18,7 @@ from arrowhead_client import (
     ArrowheadError,
     AsyncClient,
     Client,
+    ClientClosed,
     GrpcTransport,
     HttpTransport,
     InvalidRequest,
@@ -257,6 +258,9 @@ def _speaker(reply: bytes, *, drip: bool = False) -> Iterator[str]:
                 connection.sendall(reply)
                 while drip and not done.wait(0.05):
                     connection.sendall(b" ")
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):  # what is left unread would reset the connection
+                    pass
 
         thread = threading.Thread(target=speak)
         thread.start()
@@ -339,6 +343,36 @@ def test_the_timeout_is_of_the_whole_answer(embed_one: Callable[..., None]) -> N
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"
     with _speaker(head, drip=True) as url, pytest.raises(TimedOut):
         embed_one(url, timeout_s=0.4)
+
+
+def test_an_answer_cut_short_is_unavailable() -> None:
+    with (
+        _speaker(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{") as url,
+        pytest.raises(Unavailable, match="IncompleteRead"),
+    ):
+        _embed_one(url, retries=0)
+
+
+def test_a_redirect_is_not_followed(http_server: Any) -> None:
+    head = f"HTTP/1.1 307 Away\r\nLocation: {http_server.url}/v2/models/minilm/infer\r\n"
+    with (
+        _speaker(f"{head}Content-Length: 0\r\n\r\n".encode()) as url,
+        pytest.raises(ServerError, match="307"),
+    ):
+        _embed_one(url)
+    assert http_server.script.connections == 0
+
+
+def test_a_closed_transport_is_used_no_more(http_server: Any) -> None:
+    transport = HttpTransport(http_server.url)
+    transport.close()
+    with pytest.raises(ClientClosed):
+        transport.is_ready("minilm", 1.0)
+
+
+def test_a_host_that_cannot_be_is_told() -> None:
+    with pytest.raises(InvalidUrl, match="parse"):
+        HttpTransport("http://\u2603.net")
 
 
 def test_a_transport_refuses_the_other_protocol() -> None:

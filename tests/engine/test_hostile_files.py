@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from arrowhead_engine import errors
-from arrowhead_engine.weightfile import Tensor, WeightFile, write
+from arrowhead_engine.weightfile import Compression, Tensor, WeightFile, write
 
 SHAPE = pa.list_(pa.field("element", pa.int32(), nullable=False))
 TYPES: dict[str, Any] = {
@@ -29,9 +29,10 @@ TYPES: dict[str, Any] = {
 }
 
 
-def sound(path: Path) -> bytes:
+def sound(path: Path, compression: Compression = "none") -> bytes:
     """Three tensors of equal size; their bytes differ."""
-    write(path, [Tensor(f"t{i}", "float16", (8, 16), bytes([i + 1]) * 256) for i in range(3)], {})
+    tensors = [Tensor(f"t{i}", "float16", (8, 16), bytes([i + 1]) * 256) for i in range(3)]
+    write(path, tensors, {}, compression)
     return path.read_bytes()
 
 
@@ -262,14 +263,19 @@ def test_a_missing_file_is_a_file_not_found(tmp_path: Path) -> None:
     edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4),
     tail=st.booleans(),
     cut=st.integers(0, 20),
+    compression=st.sampled_from(["none", "zstd", "lz4"]),
 )
-@example(edits=[(1.0, 0)], tail=True, cut=0)
+@example(edits=[(1.0, 0)], tail=True, cut=0, compression="none")
 def test_damaged_bytes_never_give_anything_but_a_named_error(
-    tmp_path: Path, edits: list[tuple[float, int]], tail: bool, cut: int
+    tmp_path: Path,
+    edits: list[tuple[float, int]],
+    tail: bool,
+    cut: int,
+    compression: Compression,
 ) -> None:
     """Bytes overwritten anywhere (or only in the footer, where the offsets are), some cut out."""
     path = tmp_path / "weights.parquet"
-    raw = bytearray(sound(path))
+    raw = bytearray(sound(path, compression))
     first = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little") if tail else 0
     for place, value in edits:
         raw[first + int(place * (len(raw) - 1 - first))] = value
@@ -280,5 +286,6 @@ def test_damaged_bytes_never_give_anything_but_a_named_error(
         weights.verify()
     except errors.WeightFileError:
         return
+    # Accepted, so what was damaged does not matter: every tensor is one that was written.
     for info in weights.tensors.values():
-        assert len(weights.buffer(info.name)) == info.nbytes
+        assert bytes(weights.buffer(info.name)) in [bytes([i + 1]) * 256 for i in range(3)]

@@ -47,6 +47,11 @@ LONG = {
     "blanks": " " * 9_000 + "the end",
     "blanks between": ("tick" + " " * 60) * 240,
     "ends inside a word": "ab" * 1024 + "c and then some more words",
+    **{
+        f"{special} across the cut at {place}": ("word " * 253 + " " * 4000)[:place] + special * 9
+        for special in ("[MASK]", "[SEP]")
+        for place in (2043, 2045, 2047)
+    },
 }
 
 

@@ -13,7 +13,7 @@ from arrowhead_engine.tokenizer import Tokenizer, utf8
 
 
 class TritonPythonModel:
-    """One instance per CPU; texts of all requests in a batch are tokenized in one call."""
+    """Texts of all requests in a batch are tokenized in one call."""
 
     def initialize(self, args: dict[str, str]) -> None:
         self.tokenizer = Tokenizer.open(Path(args["model_repository"]) / args["model_version"])
