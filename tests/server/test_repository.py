@@ -39,8 +39,17 @@ def test_weights_not_converted_yet(make_repository: Callable[..., Path]) -> None
 
 def test_the_highest_version_must_have_weights(make_repository: Callable[..., Path]) -> None:
     repository = make_repository()
-    (repository / "toy_encoder" / "10").mkdir()
+    for part in ("toy", "toy_tokenizer", "toy_encoder"):
+        (repository / part / "10").mkdir()
     with pytest.raises(RepositoryError, match=r"toy_encoder/10/weights\.parquet is missing"):
+        read_repository(repository)
+
+
+def test_parts_of_unequal_version_are_not_served(make_repository: Callable[..., Path]) -> None:
+    """What a conversion leaves that is killed while it publishes."""
+    repository = make_repository()
+    (repository / "toy_tokenizer" / "2").mkdir()
+    with pytest.raises(RepositoryError, match=r"unequal version \(toy 1, toy_tokenizer 2, toy_enc"):
         read_repository(repository)
 
 
