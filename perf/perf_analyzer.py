@@ -62,8 +62,8 @@ class PerfAnalyzer:
         path = os.pathsep.join([str(libraries), *([before] if before else [])])
         self._environment = {**os.environ, "LD_LIBRARY_PATH": path}
 
-    def version(self) -> str:
-        """What it says of itself.
+    def check(self) -> None:
+        """Proves that it runs.
 
         Raises:
             PerfAnalyzerUnavailable: it does not run here.
@@ -82,7 +82,6 @@ class PerfAnalyzer:
         if result.returncode:
             reason = _last_line(result.stderr) or f"exit code {result.returncode}"
             raise PerfAnalyzerUnavailable(f"perf_analyzer does not run here: {reason}")
-        return _last_line(result.stdout)
 
     def measure(
         self,
@@ -169,7 +168,7 @@ def fetch(cache: Path = CACHE) -> PerfAnalyzer:
     libraries = cache / "lib"
     _link_libraries(libraries)
     program = PerfAnalyzer(binary, libraries)
-    program.version()
+    program.check()
     return program
 
 

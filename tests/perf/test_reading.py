@@ -60,7 +60,7 @@ def test_each_text_is_one_step_of_the_input_data():
 
 def test_a_program_that_does_not_run_is_unavailable(tmp_path: Path):
     with pytest.raises(PerfAnalyzerUnavailable, match="does not run here"):
-        PerfAnalyzer(tmp_path / "missing", tmp_path).version()
+        PerfAnalyzer(tmp_path / "missing", tmp_path).check()
 
 
 def test_a_program_that_fails_says_why(tmp_path: Path):
@@ -68,7 +68,7 @@ def test_a_program_that_fails_says_why(tmp_path: Path):
     program.write_text("#!/bin/sh\necho no library >&2\nexit 127\n", encoding="utf-8")
     program.chmod(0o755)
     with pytest.raises(PerfAnalyzerUnavailable, match="no library"):
-        PerfAnalyzer(program, tmp_path).version()
+        PerfAnalyzer(program, tmp_path).check()
     with pytest.raises(PerfAnalyzerFailed, match="no library"):
         PerfAnalyzer(program, tmp_path).measure("minilm", "127.0.0.1:1", ["a text"])
 
