@@ -146,8 +146,11 @@ class Layer:
 
 
 def attention(qkv: Tensor, groups: tuple[Group, ...], heads: int) -> Tensor:
-    """Each token looks at the tokens of its own text: qkv [T, 3D] -> [T, D]."""
+    """Each token looks at those of its own text: qkv [T, 3D] -> [T, D]; the tail gets zeros."""
     parts = [_attend(qkv[group.start : group.stop], group, heads) for group in groups]
+    tail = len(qkv) - groups[-1].stop
+    if tail:
+        parts.append(qkv.new_zeros(tail, qkv.shape[1] // 3))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -212,9 +215,9 @@ class Bert:
             )
 
     def __call__(self, step: Step) -> Tensor:
-        """The vector of every token in the step."""
+        """The vector of every real token in the step."""
         words = F.embedding(step.input_ids, self.word_embeddings)
         x = self.norm(self.position_embeddings[step.positions] + words)
         for layer in self.layers:
             x = layer(x, step.groups)
-        return x
+        return x[: step.groups[-1].stop]

@@ -5,7 +5,7 @@ Texts are sorted by length and their real tokens laid end to end: T rows, no pad
 linear layers work on real tokens only. Attention alone needs one text's tokens side by side; for
 it, texts of similar length form a group, padded to the longest of them:
 
-    texts   [a a a] [b b b b] [c c c c c c c c c]        T = 16 rows
+    texts   [a a a] [b b b b] [c c c c c c c c c]        T = 16 rows, and maybe a tail
     groups  {a, b}: 2 x 4, one padded place              {c}: 1 x 9
 """
 
@@ -25,6 +25,11 @@ Ids = npt.NDArray[np.int32]
 # further group costs a kernel launch per layer; tiny ones are always worth merging.
 MOST_PADDING = 1.25
 SMALL_GROUP = 64  # tokens
+
+# A step's rows are rounded up to one of `SIZES_PER_OCTAVE` sizes between any T and 2T. oneDNN
+# compiles its products for each number of rows it meets (4 ms for MiniLM's) and keeps them (half a
+# megabyte): with rows as they come, nearly every batch would be a new size.
+SIZES_PER_OCTAVE = 8
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class Step:
     """What goes through the network at once.
 
     Attributes:
-        input_ids: int32 [T]. positions: int64 [T], each token's place in its text.
+        input_ids: int32 [T], the real tokens, then a tail of zeros that belongs to no text.
+        positions: int64 [T], each token's place in its text.
         lengths: int64 [B], tokens of each text, ascending.
         groups: all texts, in order.
         order: int64 [B], for each text its place in the caller's list.
@@ -94,9 +100,12 @@ def _step(
     device: torch.device,
 ) -> Step:
     # One array a text in, one array a step out; the copies end the borrow of the caller's memory.
-    input_ids = np.concatenate([ids[i] for i in order])
+    real = int(lengths.sum())
+    input_ids = np.zeros(_rounded(real), np.int32)
+    np.concatenate([ids[i] for i in order], out=input_ids[:real])
     starts = np.cumsum(lengths) - lengths
-    positions = np.arange(len(input_ids)) - np.repeat(starts, lengths)
+    positions = np.zeros(len(input_ids), np.int64)
+    positions[:real] = np.arange(real) - np.repeat(starts, lengths)
     return Step(
         torch.from_numpy(input_ids).to(device),
         torch.from_numpy(positions).to(device),
@@ -104,6 +113,12 @@ def _step(
         tuple(_group(lengths[a:b], int(starts[a]), device) for a, b in _similar(lengths)),
         order,
     )
+
+
+def _rounded(rows: int) -> int:
+    """The next size that steps come in: at most an eighth more, at most 3 rows for small ones."""
+    step = max(4, (1 << rows.bit_length()) // (2 * SIZES_PER_OCTAVE))
+    return -(-rows // step) * step
 
 
 def _similar(lengths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
