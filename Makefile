@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 VENV  := .venv
 READY := $(VENV)/.ready
-MODEL := model_repository/minilm_encoder/1/weights.parquet
+MADE  := $(sort $(wildcard model_repository/minilm_encoder/*/weights.parquet))
+MODEL := $(or $(lastword $(MADE)),model_repository/minilm_encoder/1/weights.parquet)
 BIN   := $(VENV)/bin
 
 .DEFAULT_GOAL := help

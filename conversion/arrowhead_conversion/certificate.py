@@ -9,17 +9,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from arrowhead_conversion.errors import NotFaithful
-from arrowhead_conversion.pipeline import MOST_TOKENS
-from arrowhead_engine.encoder import Encoder, cosine
+from arrowhead_conversion.errors import NotFaithful, UnsupportedSource
+from arrowhead_engine.encoder import PROBE_COSINE, Encoder, cosine
 from arrowhead_engine.spec import Certificate, ModelSpec, Probe
 from arrowhead_engine.tokenizer import Tokenizer
 from arrowhead_engine.weightfile import WeightFile
 
-# What float16 storage costs is below 1e-6; a wrong pooling, a missing norm or a shifted position
-# costs far more than 1e-4.
-LEAST_COSINE = 0.9999
+# What float16 storage costs is below 1e-6. No lower than what loading asks for, or a model would be
+# converted that can never be served.
+LEAST_COSINE = PROBE_COSINE[torch.float32]
 
 # Texts in which tokenizers, limits and lengths differ: what users send, and what breaks things.
 TEXTS = (
@@ -77,9 +77,16 @@ def certify(
 
     logging.disable_progress_bar()
 
-    reference = SentenceTransformer(str(source), device="cpu", local_files_only=True)
+    try:
+        reference = SentenceTransformer(str(source), device="cpu", local_files_only=True)
+    except Exception as error:  # whatever a broken model makes it raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UnsupportedSource(
+            f"{source}: sentence-transformers cannot load it: {reason[0]}"
+        ) from error
     # What is compared is the served model, which takes no more than this whatever the source takes.
-    reference.max_seq_length = min(reference.max_seq_length or MOST_TOKENS, MOST_TOKENS)
+    limit = spec.max_seq_length
+    reference.max_seq_length = min(reference.max_seq_length or limit, limit)
     with WeightFile.open(weights) as file:
         digest = file.verify()
     engine = Encoder.open(weights, device="cpu", dtype="float32")
@@ -102,6 +109,7 @@ def certify(
         texts=len(TEXTS),
         weights_sha256=digest,
         tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest(),
+        model_sha256=spec.sha256(),
         versions={name: version(name) for name in LIBRARIES},
         probes=tuple(Probe(tuple(rows[i].tolist()), expected[i]) for i in PROBES),
     )

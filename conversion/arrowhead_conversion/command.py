@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from pathlib import Path
 
 import click
@@ -44,7 +46,14 @@ def convert(source: str, name: str, revision: str | None, repository: Path) -> N
     if repository.exists() and not repository.is_dir():
         raise click.BadParameter(f"{repository} is not a folder", param_hint="--repository")
 
-    made = run(source, name, repository, revision=revision)
+    # As Ctrl-C does, so that what was staged is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        made = run(source, name, repository, revision=revision)
+    except OSError as error:  # a full disk, no permission
+        raise click.ClickException(
+            f"cannot write {error.filename or repository}: {error}"
+        ) from error
     proof, spec = made.certificate, made.spec
     click.echo(f"{made.name} version {made.version} in {made.seconds:.1f} s")
     click.echo(f"  weights      {made.weights} ({made.weights.stat().st_size / 1e6:.1f} MB)")

@@ -91,8 +91,9 @@ def convert(
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except FileNotFoundError:
-        raise SourceNotFound(f"{path}: missing; is the download complete?") from None
+    except OSError as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else error.strerror
+        raise SourceNotFound(f"{path}: {reason}; is the download complete?") from None
 
 
 def _counted(tensors: Iterator[Tensor], bar: tqdm[NoReturn]) -> Iterator[Tensor]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error a conversion raises on purpose; nothing is left behind by any of them.
+"""Every error a conversion raises on purpose. None of them leaves anything behind.
 
 ConversionError
 ├── SourceNotFound      no such folder, package or hub model, or it cannot be reached

@@ -17,6 +17,7 @@ from arrowhead_engine.pooling import POOLINGS
 from arrowhead_engine.spec import ModelSpec
 
 ARCHITECTURES = ("bert",)
+LEAST_TOKENS = 3  # a first, a last and one of the text
 MOST_TOKENS = 512  # the served limit, whatever longer texts a model could take
 
 # `1_Pooling/config.json` before sentence-transformers 5.4: one boolean a mode.
@@ -49,11 +50,19 @@ def read_spec(folder: Path, source: str, revision: str | None) -> ModelSpec:
             f"{source}: architecture {architecture!r}; known are: {', '.join(ARCHITECTURES)}"
         )
     network = BertConfig.from_dict(config)
+    for flag in ("is_decoder", "add_cross_attention"):
+        if config.get(flag):
+            raise UnsupportedSource(f"{source}: {flag} is set; known are encoders")
     parts = _modules(folder, source)
     transformer, pooling = parts[0], parts[1]
     own = _json(folder / transformer / "sentence_bert_config.json", optional=True)
     tokenizer = _json(folder / transformer / "tokenizer_config.json", optional=True)
     described = _json(folder / "config_sentence_transformers.json", optional=True)
+    if described.get("truncate_dim") is not None:
+        raise UnsupportedSource(
+            f"{source}: cuts its vectors to {described['truncate_dim']} dimensions by default, "
+            "which is not known; remove truncate_dim and ask the client for dimensions instead"
+        )
     if described.get("default_prompt_name") is not None:
         raise UnsupportedSource(
             f"{source}: puts the prompt {described['default_prompt_name']!r} before every text by "
@@ -61,15 +70,20 @@ def read_spec(folder: Path, source: str, revision: str | None) -> ModelSpec:
         )
     # As sentence-transformers does: its own limit, else the tokenizer's, which may be absurd.
     own_limit = own.get("max_seq_length") or tokenizer.get("model_max_length") or MOST_TOKENS
+    if type(own_limit) is not int or own_limit < LEAST_TOKENS:
+        raise UnsupportedSource(
+            f"{source}: max_seq_length is {own_limit!r}; wanted a whole number from "
+            f"{LEAST_TOKENS} up"
+        )
+    if tokenizer.get("truncation_side", "right") != "right":
+        raise UnsupportedSource(f"{source}: cuts long texts at their beginning, which is not known")
     limits = (own_limit, network.max_position_embeddings, MOST_TOKENS)
-    if not all(isinstance(limit, (int, float)) for limit in limits):
-        raise UnsupportedSource(f"{source}: max_seq_length is {own_limit!r}; wanted a number")
     return ModelSpec(
         architecture=architecture,
         config={**network.to_dict(), "pad_token_id": config.get("pad_token_id") or 0},
         pooling=_pooling(_json(folder / pooling / "config.json"), source),
         normalize=len(parts) == 3,
-        max_seq_length=int(min(limits)),
+        max_seq_length=min(limits),
         dimension=network.hidden_size,
         prompts=described.get("prompts") or {},
         source={
@@ -89,10 +103,13 @@ def _modules(folder: Path, source: str) -> list[str]:
             "name a sentence-transformers model"
         )
     try:
-        modules = [(module["type"].rpartition(".")[2], module["path"]) for module in _load(path)]
+        modules = [(module["type"].split("."), module["path"]) for module in _load(path)]
     except (AttributeError, KeyError, TypeError) as error:
         raise UnsupportedSource(f"{path}: not a list of modules with type and path") from error
-    kinds = [kind for kind, _ in modules]
+    # A module of somebody's own keeps its whole name, so that it is not taken for a known one.
+    kinds = [
+        kind[-1] if kind[0] == "sentence_transformers" else ".".join(kind) for kind, _ in modules
+    ]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise UnsupportedSource(
             f"{source}: pipeline {' -> '.join(kinds)}; "
@@ -102,8 +119,8 @@ def _modules(folder: Path, source: str) -> list[str]:
 
 
 def _pooling(config: dict[str, Any], source: str) -> Any:
-    mode = config.get("pooling_mode")
-    modes = [mode] if isinstance(mode, str) else list(mode or [])
+    mode = config.get("pooling_mode") or []
+    modes = [str(one) for one in (mode if isinstance(mode, list) else [mode])]
     modes += [name for key, name in LEGACY_POOLING.items() if config.get(key)]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise UnsupportedSource(

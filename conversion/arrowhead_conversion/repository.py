@@ -21,8 +21,8 @@ from arrowhead_conversion.errors import Busy, InvalidName, UnsupportedSource
 
 TEMPLATE = "minilm"
 WIDTH = "dims: [ 384 ]"  # of the template's embeddings
-# Published in this order: a version whose encoder has its weights is complete.
-PARTS = ("_tokenizer", "", "_encoder")
+# Published in this order: callers, and `arrowhead serve`, come in through the ensemble.
+PARTS = ("_tokenizer", "_encoder", "")
 WARMUP_TOKENS = 16
 
 
@@ -32,7 +32,7 @@ def check_name(name: str) -> None:
     Raises:
         InvalidName: says what a name looks like.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or name.endswith(PARTS[::2]):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or name.endswith(PARTS[:2]):
         raise InvalidName(
             f"{name!r} is not a model name: up to 64 letters, digits, '.', '_' or '-', beginning "
             "with a letter or digit, and not ending in _tokenizer or _encoder"
@@ -42,7 +42,7 @@ def check_name(name: str) -> None:
 def versions(repository: Path, name: str) -> list[int]:
     """The complete versions of a model, ascending."""
     found = (repository / f"{name}_encoder").glob("*/weights.parquet")
-    return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())
+    return sorted(int(path.parent.name) for path in found if path.parent.name.isdecimal())
 
 
 @contextmanager
@@ -50,9 +50,9 @@ def staged(repository: Path, name: str, dimension: int) -> Iterator[tuple[dict[s
     """Three hidden version folders to fill; when the block ends well, they become the next version.
 
     Yields the folder for each of `PARTS`, the model code already in it, and the version's number.
-    Each folder appears whole, by a rename. The three renames are not one: whoever is killed between
-    them leaves parts of unequal version, which `arrowhead serve` refuses and the next conversion
-    mends.
+    Each folder appears whole, by a rename, and an ensemble's last. The three renames are not one:
+    who is killed between them leaves parts of unequal version, which `arrowhead serve` refuses and
+    the next conversion mends.
 
     Raises:
         Busy: another conversion to this name is at work.
@@ -73,7 +73,7 @@ def staged(repository: Path, name: str, dimension: int) -> Iterator[tuple[dict[s
             yield stages, version
             for part, stage in stages.items():
                 _write_config(folders[part], name, part, dimension)
-                _rename_over(stage, folders[part] / str(version))
+                _publish(stage, folders[part] / str(version))
         finally:
             for stage in stages.values():
                 shutil.rmtree(stage, ignore_errors=True)
@@ -87,10 +87,11 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"another conversion to {name!r} is at work; wait for it") from None
         yield
-    except BlockingIOError:
-        raise Busy(f"another conversion to {name!r} is at work; wait for it") from None
     finally:
         os.close(handle)  # gives the lock back, as does the death of the process
 
@@ -107,14 +108,13 @@ def _check_width(folders: dict[str, Path], dimension: int) -> None:
             )
 
 
-def _rename_over(folder: Path, target: Path) -> None:
-    """Renames; what is there (git's minilm, a killed conversion's part) is gone only afterwards."""
-    old = folder.with_name(".replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    folder.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+def _publish(stage: Path, target: Path) -> None:
+    """The staged version, whole; into what git holds of minilm or a kill left, file by file."""
+    if not target.exists():
+        stage.rename(target)
+        return
+    for file in sorted(stage.iterdir(), key=lambda file: file.suffix == ".parquet"):
+        file.replace(target / file.name)
 
 
 def template() -> Path:

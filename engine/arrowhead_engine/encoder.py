@@ -31,6 +31,7 @@ TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
 # Lowest cosine at load between a certified float32 vector and ours, by compute dtype. Right engines
 # reach 0.999999 (float32), 0.99999 (float16) and 0.99993 (bfloat16); a wrong one falls far below.
 PROBE_COSINE = {torch.float32: 0.99999, torch.float16: 0.9999, torch.bfloat16: 0.9998}
+PROBE_LENGTH = 0.01  # how far from 1 the ratio of their lengths may be
 
 
 class Encoder:
@@ -106,6 +107,10 @@ class Encoder:
             raise CertificateMismatch(
                 f"{self._weights.path}: not the certified weights; convert the model again"
             )
+        if self.spec.sha256() != certificate.model_sha256:
+            raise CertificateMismatch(
+                f"{self._weights.path}: not the certified pooling and limits; convert it again"
+            )
         least = PROBE_COSINE[self.compute.dtype]
         for probe in certificate.probes:
             if probe.embedding.shape != (self.spec.dimension,):
@@ -118,10 +123,12 @@ class Encoder:
             except InvalidInput as error:
                 raise UnsupportedModel(f"{self._weights.path}: its certificate: {error}") from error
             similar = cosine(probe.embedding, vector)
-            if not similar >= least:  # NaN fails too
+            longer = float(np.linalg.norm(vector) / np.linalg.norm(probe.embedding))
+            if not (similar >= least and abs(longer - 1) <= PROBE_LENGTH):  # NaN fails too
                 raise CertificateMismatch(
-                    f"{self._weights.path}: a certified text comes out at cosine {similar:.6f} "
-                    f"({self.compute}), wanted {least}; convert the model again"
+                    f"{self._weights.path}: a certified text comes out at cosine {similar:.6f} and "
+                    f"{longer:.4f} times its length ({self.compute}), wanted {least} and 1; "
+                    "convert the model again, or set compute_dtype to float32"
                 )
 
     def check(self, input_ids: npt.NDArray[np.int32], length: npt.NDArray[np.int32]) -> list[Ids]:

@@ -7,6 +7,7 @@ Both travel as JSON in the weight file's metadata and, for people, in `metadata.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -70,6 +71,10 @@ class ModelSpec:
         """The spec as one JSON object."""
         return json.dumps(asdict(self), sort_keys=True)
 
+    def sha256(self) -> str:
+        """Of `to_json`: what a certificate is about, beside weights and tokenizer."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelSpec:
         """The spec in a weight file's metadata.
@@ -122,6 +127,7 @@ class Certificate:
         texts: how many texts were compared.
         weights_sha256: of all tensors' bytes, in file order.
         tokenizer_sha256: of `tokenizer.json`.
+        model_sha256: of the spec, `ModelSpec.sha256`.
         versions: the libraries and the Arrowhead that made the comparison.
         probes: a few of the reference vectors, compared again whenever the model is loaded.
     """
@@ -131,6 +137,7 @@ class Certificate:
     texts: int
     weights_sha256: str
     tokenizer_sha256: str
+    model_sha256: str
     versions: dict[str, str]
     probes: tuple[Probe, ...]
 

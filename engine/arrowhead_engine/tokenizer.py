@@ -67,6 +67,8 @@ class Tokenizer:
             raise CertificateMismatch(
                 f"{path}: not the certified tokenizer; convert the model again"
             )
+        if spec.sha256() != certificate.model_sha256:
+            raise CertificateMismatch(f"{path}: not the certified limits; convert the model again")
         return cls.parse(raw, spec)
 
     @classmethod

@@ -46,6 +46,7 @@ MAX_TENSOR_BYTES = 2**31 - 1024  # Parquet's page sizes are signed 32-bit intege
 Compression = Literal["none", "lz4", "zstd"]
 
 _MAGIC = b"PAR1"
+_MOST_DESCRIPTION = 64 * 1024  # bytes for a name, a shape, ...; else a small file could fill memory
 _PAGE_OVERHEAD = 1024  # bytes, generously: page header and length
 # What pyarrow raises on damaged bytes, its own decoding of column names included.
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)
@@ -292,7 +293,16 @@ def _check_schema(path: Path, parquet: pq.ParquetFile) -> dict[str, int]:
         if rows != 1:
             raise BadSchema(f"{path}: row group {index} has {rows} rows, each must hold one tensor")
     leaves = [parquet.schema.column(i).path.split(".")[0] for i in range(len(parquet.schema))]
-    return {name: leaves.index(name) for name in leaves}
+    columns = {name: leaves.index(name) for name in leaves}
+    for index in range(groups.num_row_groups):
+        for field in _SCHEMA:
+            chunk = groups.row_group(index).column(columns[field.name])
+            if field.name != "data" and chunk.total_uncompressed_size > _MOST_DESCRIPTION:
+                raise BadSchema(
+                    f"{path}: row group {index}: {field.name} takes more than the "
+                    f"{_MOST_DESCRIPTION} bytes that describe a tensor"
+                )
+    return columns
 
 
 def _rows(parquet: pq.ParquetFile) -> Iterator[tuple[str, tuple[int, ...], str, int, int]]:

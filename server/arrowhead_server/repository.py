@@ -62,6 +62,20 @@ def read_repository(repository: Path) -> tuple[EmbeddingModel, ...]:
     return models
 
 
+def offer(repository: Path, folder: Path) -> None:
+    """Makes `folder` what Triton is shown of the repository: a link for each model that is whole.
+
+    A model that a conversion is still writing has no `config.pbtxt` yet; shown to Triton, it would
+    keep all others from being served. And Triton's Python stubs never start on a path with a blank
+    or a letter beyond ASCII in it, which this one has not.
+    """
+    folder.mkdir(exist_ok=True)
+    for link in folder.iterdir():
+        link.unlink()
+    for config in repository.glob("*/config.pbtxt"):
+        (folder / config.parent.name).symlink_to(config.parent)
+
+
 def _embedding_model(config: Path) -> EmbeddingModel | None:
     text = _COMMENT.sub("", config.read_text(encoding="utf-8"))
     if not _ENSEMBLE.search(text):

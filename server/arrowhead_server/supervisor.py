@@ -39,7 +39,7 @@ from arrowhead_server.errors import (
 from arrowhead_server.log import Log, is_for_operators
 from arrowhead_server.probe import Pulse
 from arrowhead_server.process import Janitor, TritonProcess
-from arrowhead_server.repository import read_repository
+from arrowhead_server.repository import offer, read_repository
 
 LOGGER = logging.getLogger(__name__)
 TRITON_LOGGER = logging.getLogger(f"{__name__}.triton")
@@ -201,7 +201,8 @@ class Server:
             prober = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="probe"))
             # Runs before the prober's exit, which waits for a probe that may hang in a dead Triton.
             stack.callback(self._end)
-            start = partial(self._start_once, triton.find_triton(runtime), janitor, prober)
+            found = triton.find_triton(runtime)
+            start = partial(self._start_once, found, runtime / "models", janitor, prober)
             start()
             began = time.monotonic()
             while not self._stopping and (reason := self._watch(prober)) is not None:
@@ -209,15 +210,16 @@ class Server:
                 began = time.monotonic()
 
     def _start_once(
-        self, found: triton.Triton, janitor: Janitor, prober: ThreadPoolExecutor
+        self, found: triton.Triton, shown: Path, janitor: Janitor, prober: ThreadPoolExecutor
     ) -> None:
         """One try: returns once every model has answered, or once `stop` was asked for."""
         began = time.monotonic()
         check_ports(self.address)
         self._log = Log()
+        offer(self.repository, shown)
         command = triton.command_line(
             found,
-            self.repository,
+            shown,
             self.models,
             self.address,
             shm_prefix=self._shm_prefix,

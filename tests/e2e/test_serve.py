@@ -25,7 +25,13 @@ from arrowhead_server.supervisor import running_server
 @pytest.fixture
 def repository(minilm_repository: Path, tmp_path: Path) -> Path:
     """A copy of the repository, to be spoiled."""
-    return shutil.copytree(minilm_repository, tmp_path / "model_repository")
+    return shutil.copytree(minilm_repository, tmp_path / "a name with blanks, é" / "models")
+
+
+def test_any_path_is_served_and_an_unfinished_model_hinders_nobody(repository: Path) -> None:
+    (repository / "half_encoder" / ".staging").mkdir(parents=True)
+    with running_server(repository) as server, Client(server.grpc_url) as client:
+        assert client.embed("hello").shape == (384,)
 
 
 def flip_one_bit(path: Path) -> None:

@@ -195,6 +195,26 @@ def test_one_changed_weight_under_a_good_checksum_is_found(
         Encoder.open(path).verify()
 
 
+@pytest.mark.parametrize("change", [{"normalize": False}, {"max_seq_length": 100}])
+def test_another_spec_than_the_certified_one_is_refused(
+    minilm_weights: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    path = tmp_path / "weights.parquet"
+    with WeightFile.open(minilm_weights) as weights:
+        spec = {**json.loads(weights.metadata[MODEL_KEY]), **change}
+        write(path, _tensors(weights), {**weights.metadata, MODEL_KEY: json.dumps(spec)})
+    with pytest.raises(CertificateMismatch, match="not the certified pooling and limits"):
+        Encoder.open(path).verify()
+
+
+def test_a_vector_of_another_length_is_not_the_certified_one(minilm_weights: Path) -> None:
+    encoder = Encoder.open(minilm_weights, device="cpu", dtype="float32")
+    right = encoder.embed
+    encoder.embed = lambda ids: right(ids) * 2  # type: ignore[method-assign]
+    with pytest.raises(CertificateMismatch, match=r"2\.0000 times its length"):
+        encoder.verify()
+
+
 def test_missing_unexpected_and_misshapen_tensors_are_told_at_once(
     minilm_weights: Path, tmp_path: Path
 ) -> None:

@@ -95,6 +95,11 @@ def data_offset(raw: bytes, row_group: int) -> int:
     return offset
 
 
+def endless_name(path: Path) -> None:
+    tensors = [Tensor("n" * 100_000, "float16", (4,), b"12345678")]
+    write(path, tensors, {})
+
+
 def zero_bytes(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -219,6 +224,7 @@ def broken_compression(path: Path) -> None:
         (column_of_another_type, errors.BadSchema),
         (nullable_column, errors.BadSchema),
         (two_rows_in_a_group, errors.BadSchema),
+        (endless_name, errors.BadSchema),
         (duplicate_name, errors.DuplicateTensor),
         (wrong_dtype, errors.BadDtype),
         (negative_shape, errors.BadShape),
@@ -284,7 +290,9 @@ def test_damaged_bytes_never_give_anything_but_a_named_error(
     try:
         weights = WeightFile.open(path)
         weights.verify()
-    except errors.WeightFileError:
+    except errors.WeightFileError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017
+        assert len(str(error)) <= 1000  # noqa: PT017
         return
     # Accepted, so what was damaged does not matter: every tensor is one that was written.
     for info in weights.tensors.values():

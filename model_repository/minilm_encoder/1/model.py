@@ -21,7 +21,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         self.encoder = Encoder.open(
-            Path(args["model_repository"]) / args["model_version"] / "weights.parquet",
+            Path(args["model_repository"]).resolve() / args["model_version"] / "weights.parquet",
             device=instance_device(args["model_instance_kind"], args["model_instance_device_id"]),
             dtype=parameters["compute_dtype"]["string_value"],
         )

@@ -16,7 +16,9 @@ class TritonPythonModel:
     """Texts of all requests in a batch are tokenized in one call."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.tokenizer = Tokenizer.open(Path(args["model_repository"]) / args["model_version"])
+        self.tokenizer = Tokenizer.open(
+            Path(args["model_repository"]).resolve() / args["model_version"]
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         texts: list[str] = []
