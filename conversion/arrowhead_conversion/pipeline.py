@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from arrowhead_conversion.errors import UnsupportedSource
-from arrowhead_engine.bert import BertConfig
+from arrowhead_engine.architectures import ARCHITECTURES
 from arrowhead_engine.pooling import POOLINGS
 from arrowhead_engine.spec import ModelSpec
 
-ARCHITECTURES = ("bert",)
 LEAST_TOKENS = 3  # a first, a last and one of the text
 MOST_TOKENS = 512  # the served limit, whatever longer texts a model could take
 
@@ -44,15 +43,12 @@ def read_spec(folder: Path, source: str, revision: str | None) -> ModelSpec:
         UnsupportedModel: the network's sizes ask for something the engine does not compute.
     """
     config = _json(folder / "config.json")
-    architecture = config.get("model_type")
+    architecture = str(config.get("model_type"))
     if architecture not in ARCHITECTURES:
         raise UnsupportedSource(
             f"{source}: architecture {architecture!r}; known are: {', '.join(ARCHITECTURES)}"
         )
-    network = BertConfig.from_dict(config)
-    for flag in ("is_decoder", "add_cross_attention"):
-        if config.get(flag):
-            raise UnsupportedSource(f"{source}: {flag} is set; known are encoders")
+    network = ARCHITECTURES[architecture].config(config)
     parts = _modules(folder, source)
     transformer, pooling = parts[0], parts[1]
     own = _json(folder / transformer / "sentence_bert_config.json", optional=True)
@@ -77,14 +73,14 @@ def read_spec(folder: Path, source: str, revision: str | None) -> ModelSpec:
         )
     if tokenizer.get("truncation_side", "right") != "right":
         raise UnsupportedSource(f"{source}: cuts long texts at their beginning, which is not known")
-    limits = (own_limit, network.max_position_embeddings, MOST_TOKENS)
+    limits = (own_limit, network.most_tokens, MOST_TOKENS)
     return ModelSpec(
         architecture=architecture,
         config={**network.to_dict(), "pad_token_id": config.get("pad_token_id") or 0},
         pooling=_pooling(_json(folder / pooling / "config.json"), source),
         normalize=len(parts) == 3,
         max_seq_length=min(limits),
-        dimension=network.hidden_size,
+        dimension=network.width,
         prompts=described.get("prompts") or {},
         source={
             "name": source,

@@ -3,57 +3,77 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from arrowhead_conversion.errors import BadWeights, SourceNotFound
-from arrowhead_engine.bert import BertConfig, shapes
+from arrowhead_engine.architectures import architecture
 from arrowhead_engine.encoder import tensor_faults
 from arrowhead_engine.spec import ModelSpec
 from arrowhead_engine.weightfile import Tensor
-
-# Checkpoint name -> engine name. A prefix that some checkpoints carry, and what is left out on
-# purpose: the pooler is no part of a sentence embedding, position_ids are 0, 1, 2, ...
-PREFIX = "bert."
-DROPPED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
 
 
 def tensors(folder: Path, spec: ModelSpec) -> Iterator[Tensor]:
     """Every tensor the network needs, as float16, in the engine's order.
 
-    One tensor is in memory at a time.
+    One tensor is in memory at a time. The checkpoint is one safetensors file, or several with an
+    index.
 
     Raises:
-        SourceNotFound: no safetensors file in `folder`.
+        SourceNotFound: no safetensors in `folder`, or not all that its index names.
         BadWeights: all that is missing, unexpected or of a wrong shape, at once; or a value that
             is not finite, or too large for float16.
     """
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise SourceNotFound(f"{path}: missing; only safetensors are read, nothing is unpickled")
+    kind = architecture(spec.architecture)
+    wanted = kind.shapes(kind.config(spec.config))
     try:
-        with safe_open(str(path), framework="pt") as checkpoint:
-            names = {_engine_name(name): name for name in checkpoint.keys()}  # noqa: SIM118
-            wanted = shapes(BertConfig.from_dict(spec.config))
+        with ExitStack() as stack:
+            # Engine name -> the open file it is in, and its name there.
+            places: dict[str, tuple[Any, str]] = {}
+            for path in _files(folder):
+                file = stack.enter_context(safe_open(str(path), framework="pt"))
+                for name in file.keys():  # noqa: SIM118  not a mapping
+                    places[name.removeprefix(kind.prefix)] = file, name
             met = {
-                ours: tuple(checkpoint.get_slice(theirs).get_shape())
-                for ours, theirs in names.items()
-                if ours not in DROPPED
+                name: tuple(file.get_slice(theirs).get_shape())
+                for name, (file, theirs) in places.items()
+                if not name.startswith(kind.dropped)
             }
             if faults := tensor_faults(met, wanted):
-                raise BadWeights(f"{path}: {faults}")
+                raise BadWeights(f"{folder}: {faults}")
             for name, shape in wanted.items():
-                data = _float16(path, name, checkpoint.get_tensor(names[name]))
+                file, theirs = places[name]
+                data = _float16(folder, name, file.get_tensor(theirs))
                 yield Tensor(name, "float16", shape, data)
     except SafetensorError as error:
-        raise BadWeights(f"{path}: cannot be read ({error}); is the download complete?") from error
+        raise BadWeights(
+            f"{folder}: cannot be read ({error}); is the download complete?"
+        ) from error
 
 
-def _engine_name(name: str) -> str:
-    return name.removeprefix(PREFIX)
+def _files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        files = [folder / "model.safetensors"]
+    else:
+        try:
+            shards = set(json.loads(index.read_bytes())["weight_map"].values())
+            files = sorted(folder / Path(str(shard)).name for shard in shards)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BadWeights(f"{index}: not an index of shards ({error})") from error
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise SourceNotFound(
+            f"{folder}: {', '.join(missing)} missing; only safetensors are read, "
+            "nothing is unpickled"
+        )
+    return files
 
 
 def _float16(path: Path, name: str, tensor: torch.Tensor) -> memoryview:

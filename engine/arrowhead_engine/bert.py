@@ -2,30 +2,39 @@
 """BERT (Devlin et al. 2018, arXiv:1810.04805), on packed tokens. Read downward.
 
 Same computation as HuggingFace's `transformers/models/bert/modeling_bert.py`, without the pooler,
-in inference only. Weight names are the checkpoint's own.
+in inference only. Weight names are the checkpoint's own. RoBERTa (Liu et al. 2019,
+arXiv:1907.11692) and XLM-RoBERTa are the same network whose positions begin after the pad id.
 
-Letters: T packed tokens, B texts and S tokens of a group (packing.py), D width, H heads.
+Letters: T packed tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from arrowhead_engine.errors import UnsupportedModel
-from arrowhead_engine.linear import Linear, make
-from arrowhead_engine.packing import Group, Step
-from arrowhead_engine.spec import positive_int
+from arrowhead_engine.layers import (
+    PostNormLayer,
+    Shapes,
+    Sizes,
+    Weights,
+    linear,
+    linear_shapes,
+    merged,
+    norm,
+    norm_shapes,
+    padding_masks,
+)
+from arrowhead_engine.packing import Step
 
 
 @dataclass(frozen=True)
-class BertConfig:
-    """The sizes, under the names (and with the defaults) of HuggingFace's `config.json`."""
+class BertConfig(Sizes):
+    """BERT's sizes."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -37,178 +46,98 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     hidden_act: str = "gelu"
     position_embedding_type: str = "absolute"
+    is_decoder: bool = False
+    add_cross_attention: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses sizes that are none, and variants that would come out wrong.
+        """Refuses what would come out wrong."""
+        super().__post_init__()
+        self.only(
+            hidden_act="gelu",
+            position_embedding_type="absolute",
+            is_decoder=False,
+            add_cross_attention=False,
+        )
+        self.divisible(self.hidden_size, self.num_attention_heads)
 
-        Raises:
-            UnsupportedModel: names the first.
-        """
-        for name, value in vars(self).items():
-            if self.__annotations__[name] == "int":
-                positive_int(name, value)
-        if not isinstance(self.layer_norm_eps, float):
-            raise UnsupportedModel(f"layer_norm_eps is {self.layer_norm_eps!r}; wanted a number")
-        if self.hidden_act != "gelu":
-            raise UnsupportedModel(
-                f"hidden_act {self.hidden_act!r}; this engine knows the exact 'gelu'"
-            )
-        if self.position_embedding_type != "absolute":
-            raise UnsupportedModel(
-                f"position_embedding_type {self.position_embedding_type!r}; known is 'absolute'"
-            )
-        if self.hidden_size % self.num_attention_heads:
-            raise UnsupportedModel(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                f"{self.num_attention_heads}"
-            )
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.hidden_size
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> BertConfig:
-        """Picks its fields out of a `config.json`.
+    @property
+    def first_position(self) -> int:
+        """The row of the position table that belongs to a text's first token."""
+        return 0
 
-        Raises:
-            UnsupportedModel: a size is missing, or asks for something BERT this is not.
-        """
-        known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
-        try:
-            return cls(**known)
-        except TypeError as error:
-            raise UnsupportedModel(f"config.json: {error}") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """The sizes as JSON-ready values."""
-        return asdict(self)
+    @property
+    def most_tokens(self) -> int:
+        """The longest text the position table has rows for."""
+        return self.max_position_embeddings - self.first_position
 
 
-def shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
+@dataclass(frozen=True)
+class RobertaConfig(BertConfig):
+    """RoBERTa's and XLM-RoBERTa's sizes."""
+
+    pad_token_id: int = 1
+
+    @property
+    def first_position(self) -> int:
+        """Rows up to the pad id are kept for padding, by an accident of the original code."""
+        return self.pad_token_id + 1
+
+
+def shapes(config: BertConfig) -> Shapes:
     """Every tensor the network reads, by name, and its shape."""
+    return merged(_shapes(config))
+
+
+def _shapes(config: BertConfig) -> Iterator[Shapes]:
     d, wide = config.hidden_size, config.intermediate_size
-    table: dict[str, tuple[int, ...]] = {
+    yield {
         "embeddings.word_embeddings.weight": (config.vocab_size, d),
         "embeddings.position_embeddings.weight": (config.max_position_embeddings, d),
         "embeddings.token_type_embeddings.weight": (config.type_vocab_size, d),
-        "embeddings.LayerNorm.weight": (d,),
-        "embeddings.LayerNorm.bias": (d,),
     }
+    yield norm_shapes("embeddings.LayerNorm", d)
     for i in range(config.num_hidden_layers):
-        layer = f"encoder.layer.{i}."
-        for name, rows, columns in (
-            ("attention.self.query", d, d),
-            ("attention.self.key", d, d),
-            ("attention.self.value", d, d),
-            ("attention.output.dense", d, d),
-            ("intermediate.dense", wide, d),
-            ("output.dense", d, wide),
-        ):
-            table[f"{layer}{name}.weight"] = (rows, columns)
-            table[f"{layer}{name}.bias"] = (rows,)
-        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
-            table[f"{layer}{name}.weight"] = (d,)
-            table[f"{layer}{name}.bias"] = (d,)
-    return table
-
-
-@dataclass(frozen=True)
-class Norm:
-    """Layer normalisation over D, in float32."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Normalises each row of x [T, D]."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Attention and feed-forward, each followed by its residual and norm.
-
-    Products are in the compute dtype; `x`, the residual that runs through all layers, is float32.
-    """
-
-    qkv: Linear
-    attention_out: Linear
-    attention_norm: Norm
-    up: Linear
-    down: Linear
-    norm: Norm
-    heads: int
-    dtype: torch.dtype
-
-    def __call__(self, x: Tensor, groups: tuple[Group, ...]) -> Tensor:
-        """The next layer's x, [T, D] as this one's."""
-        mixed = attention(self.qkv(x.to(self.dtype)), groups, self.heads)  # [T, D]
-        x = self.attention_norm(self.attention_out.add(mixed, x))
-        return self.norm(self.down.add(self.up.gelu(x.to(self.dtype)), x))
-
-
-def attention(qkv: Tensor, groups: tuple[Group, ...], heads: int) -> Tensor:
-    """Each token looks at those of its own text: qkv [T, 3D] -> [T, D]; the tail gets zeros."""
-    parts = [_attend(qkv[group.start : group.stop], group, heads) for group in groups]
-    tail = len(qkv) - groups[-1].stop
-    if tail:
-        parts.append(qkv.new_zeros(tail, qkv.shape[1] // 3))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _attend(qkv: Tensor, group: Group, heads: int) -> Tensor:
-    if group.gather is not None:
-        qkv = qkv.index_select(0, group.gather)
-    width = qkv.shape[1] // 3
-    # [B*S, 3D] -> 3 x [B, H, S, D/H], all views
-    q, k, v = (
-        qkv.view(group.texts, group.length, 3, heads, width // heads)
-        .permute(2, 0, 3, 1, 4)
-        .unbind(0)
-    )
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask)  # [B, H, S, D/H]
-    out = out.transpose(1, 2).reshape(group.texts * group.length, width)
-    return out if group.scatter is None else out.index_select(0, group.scatter)
+        at = f"encoder.layer.{i}."
+        for part in ("query", "key", "value"):
+            yield linear_shapes(f"{at}attention.self.{part}", d, d)
+        yield linear_shapes(f"{at}attention.output.dense", d, d)
+        yield linear_shapes(f"{at}intermediate.dense", wide, d)
+        yield linear_shapes(f"{at}output.dense", d, wide)
+        yield norm_shapes(f"{at}attention.output.LayerNorm", d)
+        yield norm_shapes(f"{at}output.LayerNorm", d)
 
 
 class Bert:
     """The network: `Step` -> token vectors float32 [T, D]."""
 
-    def __init__(
-        self, config: BertConfig, weight: Callable[[str], Tensor], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, config: BertConfig, weight: Weights, dtype: torch.dtype) -> None:
         """Takes its tensors from `weight(name)`, converting once what the dtype asks for."""
-
-        def linear(*names: str) -> Linear:
-            w = torch.cat([weight(f"{name}.weight") for name in names])
-            return make(w, torch.cat([weight(f"{name}.bias") for name in names]), dtype)
-
-        def norm(name: str) -> Norm:
-            return Norm(
-                weight(f"{name}.weight").float(),
-                weight(f"{name}.bias").float(),
-                config.layer_norm_eps,
-            )
-
         # Stays as stored, in the map: only the rows that texts touch ever become resident.
         self.word_embeddings = weight("embeddings.word_embeddings.weight")
         # Every text is of token type 0, so that row is added to the positions once and for all.
         self.position_embeddings = (
-            weight("embeddings.position_embeddings.weight").float()
+            weight("embeddings.position_embeddings.weight")[config.first_position :].float()
             + weight("embeddings.token_type_embeddings.weight")[0]
         )
-        self.norm = norm("embeddings.LayerNorm")
+        eps = config.layer_norm_eps
+        self.norm = norm(weight, "embeddings.LayerNorm", eps)
         self.layers = []
         for i in range(config.num_hidden_layers):
             at = f"encoder.layer.{i}."
+            qkv = [f"{at}attention.self.{part}" for part in ("query", "key", "value")]
             self.layers.append(
-                Layer(
-                    qkv=linear(
-                        *(f"{at}attention.self.{part}" for part in ("query", "key", "value"))
-                    ),
-                    attention_out=linear(f"{at}attention.output.dense"),
-                    attention_norm=norm(f"{at}attention.output.LayerNorm"),
-                    up=linear(f"{at}intermediate.dense"),
-                    down=linear(f"{at}output.dense"),
-                    norm=norm(f"{at}output.LayerNorm"),
+                PostNormLayer(
+                    qkv=linear(weight, *qkv, dtype=dtype),
+                    attention_out=linear(weight, f"{at}attention.output.dense", dtype=dtype),
+                    attention_norm=norm(weight, f"{at}attention.output.LayerNorm", eps),
+                    up=linear(weight, f"{at}intermediate.dense", dtype=dtype),
+                    down=linear(weight, f"{at}output.dense", dtype=dtype),
+                    norm=norm(weight, f"{at}output.LayerNorm", eps),
                     heads=config.num_attention_heads,
                     dtype=dtype,
                 )
@@ -218,6 +147,7 @@ class Bert:
         """The vector of every real token in the step."""
         words = F.embedding(step.input_ids, self.word_embeddings)
         x = self.norm(self.position_embeddings[step.positions] + words)
+        masks = padding_masks(step)
         for layer in self.layers:
-            x = layer(x, step.groups)
-        return x[: step.groups[-1].stop]
+            x = layer(x, step.groups, masks)
+        return x[: step.real]

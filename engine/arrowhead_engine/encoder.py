@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from arrowhead_engine import bert
+from arrowhead_engine.architectures import Config, architecture
 from arrowhead_engine.compute import DTYPES, Compute, choose
 from arrowhead_engine.errors import (
     CertificateMismatch,
@@ -43,31 +43,28 @@ class Encoder:
     """
 
     def __init__(self, weights: WeightFile, spec: ModelSpec, compute: Compute) -> None:
-        if spec.architecture != "bert":
-            raise UnsupportedModel(f"architecture {spec.architecture!r}; this engine knows bert")
+        kind = architecture(spec.architecture)
         if spec.pooling not in POOLINGS:
             raise UnsupportedModel(
                 f"pooling {spec.pooling!r}; this engine knows {', '.join(POOLINGS)}"
             )
-        config = bert.BertConfig.from_dict(spec.config)
-        if spec.max_seq_length > config.max_position_embeddings:
+        config: Config = kind.config(spec.config)
+        if spec.max_seq_length > config.most_tokens:
             raise UnsupportedModel(
                 f"max_seq_length {spec.max_seq_length}; the network has positions for "
-                f"{config.max_position_embeddings} tokens"
+                f"{config.most_tokens} tokens"
             )
-        if spec.dimension != config.hidden_size:
-            raise UnsupportedModel(
-                f"dimension {spec.dimension}; the network has {config.hidden_size}"
-            )
+        if spec.dimension != config.width:
+            raise UnsupportedModel(f"dimension {spec.dimension}; the network has {config.width}")
         met = {name: tensor.shape for name, tensor in weights.tensors.items()}
-        if faults := tensor_faults(met, bert.shapes(config)):
+        if faults := tensor_faults(met, kind.shapes(config)):
             raise WeightsMismatch(f"{weights.path}: {faults}")
         self.spec = spec
         self.compute = compute
         self._weights = weights
         self._vocab_size = config.vocab_size
         with torch.inference_mode():
-            self._network = bert.Bert(config, _tensors(weights, compute.device), compute.dtype)
+            self._network = kind.network(config, _tensors(weights, compute.device), compute.dtype)
         self._pool = POOLINGS[spec.pooling]
         self._token_budget = TOKEN_BUDGET[compute.device.type]
 

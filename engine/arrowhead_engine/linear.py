@@ -35,7 +35,7 @@ class Linear(Protocol):
 class PlainLinear:
     """The weight as it lies, in the map or on the GPU."""
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight, self.bias = weight, bias
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class PackedLinear:
     Uses `torch.ops.mkldnn`, which TorchInductor emits for the same purpose; it has no public name.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self.bias = bias
 
@@ -80,8 +80,8 @@ if _has_onednn():
     _pointwise_binary: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.binary
 
 
-def make(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Linear:
-    """A layer computing in `dtype` where its `weight` [out, in] and `bias` [out] lie."""
-    weight, bias = weight.to(dtype), bias.to(dtype)
+def make(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+    """A layer computing in `dtype` where its `weight` [out, in] and `bias` [out], if any, lie."""
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     packable = weight.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
     return PackedLinear(weight, bias) if packable and _has_onednn() else PlainLinear(weight, bias)

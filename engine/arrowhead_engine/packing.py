@@ -62,6 +62,7 @@ class Step:
         input_ids: int32 [T], the real tokens, then a tail of zeros that belongs to no text.
         positions: int64 [T], each token's place in its text.
         lengths: int64 [B], tokens of each text, ascending.
+        real: rows that are no tail.
         groups: all texts, in order.
         order: int64 [B], for each text its place in the caller's list.
     """
@@ -70,6 +71,7 @@ class Step:
     positions: Tensor
     lengths: Tensor
     groups: tuple[Group, ...]
+    real: int
     order: npt.NDArray[np.int64]
 
 
@@ -111,6 +113,7 @@ def _step(
         torch.from_numpy(positions).to(device),
         torch.from_numpy(lengths).to(device),
         tuple(_group(lengths[a:b], int(starts[a]), device) for a, b in _similar(lengths)),
+        real,
         order,
     )
 

@@ -25,7 +25,38 @@ def cls(tokens: Tensor, lengths: Tensor) -> Tensor:
     return tokens.index_select(0, lengths.cumsum(0) - lengths)
 
 
-POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": mean, "cls": cls}
+def mean_sqrt_len(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """The sum of a text's token vectors over the square root of their number."""
+    return mean(tokens, lengths) * lengths.sqrt()[:, None]
+
+
+def weighted_mean(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """The mean of a text's token vectors, the first counting once, the second twice, and so on."""
+    starts = lengths.cumsum(0) - lengths
+    places = torch.arange(len(tokens), device=tokens.device) - starts.repeat_interleave(lengths)
+    total = mean(tokens * (places + 1)[:, None], lengths) * lengths[:, None]
+    return total / (lengths * (lengths + 1) / 2)[:, None]
+
+
+def maximum(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """The largest value of each component over a text's tokens."""
+    return torch.segment_reduce(tokens, "max", lengths=lengths, unsafe=True)
+
+
+def last(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """The vector of a text's last token."""
+    return tokens.index_select(0, lengths.cumsum(0) - 1)
+
+
+# By sentence-transformers' names.
+POOLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": mean,
+    "cls": cls,
+    "max": maximum,
+    "mean_sqrt_len_tokens": mean_sqrt_len,
+    "weightedmean": weighted_mean,
+    "lasttoken": last,
+}
 
 
 def normalize(vectors: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,6 @@ from arrowhead_engine.errors import UnsupportedModel
 MODEL_KEY = "arrowhead.model"
 CERTIFICATE_KEY = "arrowhead.certificate"
 
-Pooling = Literal["cls", "mean"]
 T = TypeVar("T")
 
 
@@ -33,7 +32,7 @@ class ModelSpec:
     Attributes:
         architecture: which network, e.g. "bert" (HuggingFace's `model_type`).
         config: the network's sizes, under the names of HuggingFace's `config.json`.
-        pooling: how token vectors become one vector.
+        pooling: how token vectors become one vector; a key of `pooling.POOLINGS`.
         normalize: whether the model's own pipeline ends by scaling to length 1.
         max_seq_length: longest text in tokens, special tokens included; the rest is cut off.
         dimension: D, width of an embedding.
@@ -43,7 +42,7 @@ class ModelSpec:
 
     architecture: str
     config: dict[str, Any]
-    pooling: Pooling
+    pooling: str
     normalize: bool
     max_seq_length: int
     dimension: int

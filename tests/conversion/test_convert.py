@@ -30,6 +30,7 @@ from arrowhead_conversion.errors import (
 )
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.errors import UnsupportedModel
+from arrowhead_engine.pooling import POOLINGS
 from arrowhead_engine.tokenizer import Tokenizer
 from arrowhead_engine.weightfile import WeightFile
 
@@ -146,6 +147,39 @@ def test_the_new_way_to_name_a_pooling(tiny: Path, tmp_path: Path) -> None:
     assert made.certificate.worst_cosine >= 0.99999
 
 
+def test_a_sharded_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    whole = convert(str(tiny), "whole", tmp_path / "repository", progress=False)
+    path = tiny / "model.safetensors"
+    tensors = load_file(path)
+    path.unlink()
+    index = {}
+    for shard in (1, 2):
+        file = f"model-0000{shard}-of-00002.safetensors"
+        names = sorted(tensors)[shard - 1 :: 2]
+        save_file({name: tensors[name] for name in names}, tiny / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(names, file)
+    (tiny / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
+    made = convert(str(tiny), "sharded", tmp_path / "repository", progress=False)
+    assert made.certificate.weights_sha256 == whole.certificate.weights_sha256
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_each_pooling_is_the_source_librarys(tiny: Path, tmp_path: Path, pooling: str) -> None:
+    """With and without Normalize: a vector may be off in length alone."""
+    (tiny / "1_Pooling" / "config.json").write_text(
+        json.dumps({"embedding_dimension": 24, "pooling_mode": pooling, "include_prompt": True})
+    )
+    modules = json.loads((tiny / "modules.json").read_text())
+    (tiny / "modules.json").write_text(json.dumps(modules[:2]))
+    made = convert(str(tiny), "tiny", tmp_path / "repository", progress=False)
+    encoder = Encoder.open(made.weights, device="cpu", dtype="float32")
+    for probe in made.certificate.probes:
+        met = encoder.embed([np.array(probe.input_ids, np.int32)])[0]
+        np.testing.assert_allclose(met, probe.embedding, rtol=5e-3, atol=5e-3)
+
+
 def test_without_normalize_vectors_keep_their_length(tiny: Path, tmp_path: Path) -> None:
     modules = json.loads((tiny / "modules.json").read_text())
     (tiny / "modules.json").write_text(json.dumps(modules[:2]))
@@ -226,6 +260,16 @@ def pickled_weights_only(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
 
 
+def shard_missing(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+def index_broken(model: Path) -> None:
+    (model / "model.safetensors.index.json").write_text("[]")
+
+
 def half_downloaded(model: Path) -> None:
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
@@ -266,14 +310,14 @@ def too_large_for_float16(model: Path) -> None:
         (unknown_module, UnsupportedSource, "Transformer -> Pooling -> Dense"),
         (unknown_pooling, UnsupportedSource, r"pooling mean \+ weightedmean; known are: mean, cls"),
         (default_prompt, UnsupportedSource, "prompt 'query'"),
-        (other_activation, UnsupportedModel, "hidden_act 'relu'"),
+        (other_activation, UnsupportedModel, "hidden_act is 'relu'"),
         (broken_json, UnsupportedSource, r"config\.json: not JSON"),
         (no_tokenizer, SourceNotFound, r"tokenizer\.json: missing"),
         (broken_tokenizer, UnsupportedModel, r"tokenizer\.json"),
         (no_list_of_modules, UnsupportedSource, r"modules\.json: not a list of modules"),
         (limit_of_another_kind, UnsupportedSource, "max_seq_length is '48'"),
         (module_of_somebody, UnsupportedSource, r"Transformer -> evil\.Pooling"),
-        (flag("is_decoder", "config.json", True), UnsupportedSource, "is_decoder is set"),
+        (flag("is_decoder", "config.json", True), UnsupportedModel, "is_decoder is True"),
         (
             flag("truncate_dim", "config_sentence_transformers.json", 8),
             UnsupportedSource,
@@ -287,6 +331,8 @@ def too_large_for_float16(model: Path) -> None:
         (no_heads, UnsupportedModel, "num_attention_heads is 0"),
         (more_ids_than_embeddings, UnsupportedSource, "gives ids up to 30522, its network knows"),
         (pickled_weights_only, SourceNotFound, "nothing is unpickled"),
+        (shard_missing, SourceNotFound, r"model-00002-of-00002\.safetensors missing"),
+        (index_broken, BadWeights, "not an index of shards"),
         (half_downloaded, BadWeights, "is the download complete"),
         (missing_tensor, BadWeights, r"missing encoder\.layer\.1\.output\.dense\.bias"),
         (unexpected_tensor, BadWeights, "unexpected surprise"),

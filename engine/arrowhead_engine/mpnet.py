@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MPNet (Song et al. 2020, arXiv:2004.09297): BERT's layer with a bias by distance.
+
+Same computation as HuggingFace's `transformers/models/mpnet/modeling_mpnet.py`. The bias on the
+attention scores depends on the distance of two tokens, in T5's buckets, and is the same in every
+layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from arrowhead_engine.layers import (
+    PostNormLayer,
+    Shapes,
+    Sizes,
+    Weights,
+    linear,
+    linear_shapes,
+    merged,
+    norm,
+    norm_shapes,
+)
+from arrowhead_engine.packing import Group, Step
+
+FIRST_POSITION = 2  # after the pad id, which is 1 in every MPNet
+MAX_DISTANCE = 128  # tokens; beyond it all distances share the last bucket
+
+
+@dataclass(frozen=True)
+class MPNetConfig(Sizes):
+    """MPNet's sizes."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+    layer_norm_eps: float = 1e-12
+    hidden_act: str = "gelu"
+    relative_attention_num_buckets: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuses what would come out wrong."""
+        super().__post_init__()
+        # The original computes its buckets for 32, whatever the configuration says.
+        self.only(hidden_act="gelu", relative_attention_num_buckets=32)
+        self.divisible(self.hidden_size, self.num_attention_heads)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.hidden_size
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest text the position table has rows for."""
+        return self.max_position_embeddings - FIRST_POSITION
+
+
+def shapes(config: MPNetConfig) -> Shapes:
+    """Every tensor the network reads, by name, and its shape."""
+    return merged(_shapes(config))
+
+
+def _shapes(config: MPNetConfig) -> Iterator[Shapes]:
+    d, wide = config.hidden_size, config.intermediate_size
+    yield {
+        "embeddings.word_embeddings.weight": (config.vocab_size, d),
+        "embeddings.position_embeddings.weight": (config.max_position_embeddings, d),
+        "encoder.relative_attention_bias.weight": (
+            config.relative_attention_num_buckets,
+            config.num_attention_heads,
+        ),
+    }
+    yield norm_shapes("embeddings.LayerNorm", d)
+    for i in range(config.num_hidden_layers):
+        at = f"encoder.layer.{i}."
+        for part in "qkvo":
+            yield linear_shapes(f"{at}attention.attn.{part}", d, d)
+        yield norm_shapes(f"{at}attention.LayerNorm", d)
+        yield linear_shapes(f"{at}intermediate.dense", wide, d)
+        yield linear_shapes(f"{at}output.dense", d, wide)
+        yield norm_shapes(f"{at}output.LayerNorm", d)
+
+
+def buckets(length: int, count: int = 32) -> Tensor:
+    """T5's bucket of each pair of places: int64 [S, S], rows look at columns.
+
+    Half of the buckets are for what comes before, half for what comes after; in each half the near
+    distances have a bucket of their own and the far ones share in steps that grow.
+    """
+    places = torch.arange(length)
+    distance = places[:, None] - places[None, :]
+    half = count // 2
+    after = (distance < 0).long() * half
+    distance = distance.abs()
+    exact = half // 2
+    growing = torch.log(distance.float() / exact) / math.log(MAX_DISTANCE / exact)
+    far = (exact + (growing * (half - exact)).long()).clamp(max=half - 1)
+    return after + torch.where(distance < exact, distance, far)
+
+
+class MPNet:
+    """The network: `Step` -> token vectors float32 [T, D]."""
+
+    def __init__(self, config: MPNetConfig, weight: Weights, dtype: torch.dtype) -> None:
+        """Takes its tensors from `weight(name)`, converting once what the dtype asks for."""
+        self.word_embeddings = weight("embeddings.word_embeddings.weight")  # stays in the map
+        positions = weight("embeddings.position_embeddings.weight")
+        self.position_embeddings = positions[FIRST_POSITION:].float()
+        # [H, S, S] for the longest text; shorter ones use its corner.
+        bias = weight("encoder.relative_attention_bias.weight")
+        self.bias = bias[buckets(config.most_tokens).to(bias.device)].permute(2, 0, 1).to(dtype)
+        eps = config.layer_norm_eps
+        self.norm = norm(weight, "embeddings.LayerNorm", eps)
+        self.layers = []
+        for i in range(config.num_hidden_layers):
+            at = f"encoder.layer.{i}."
+            qkv = [f"{at}attention.attn.{part}" for part in "qkv"]
+            self.layers.append(
+                PostNormLayer(
+                    qkv=linear(weight, *qkv, dtype=dtype),
+                    attention_out=linear(weight, f"{at}attention.attn.o", dtype=dtype),
+                    attention_norm=norm(weight, f"{at}attention.LayerNorm", eps),
+                    up=linear(weight, f"{at}intermediate.dense", dtype=dtype),
+                    down=linear(weight, f"{at}output.dense", dtype=dtype),
+                    norm=norm(weight, f"{at}output.LayerNorm", eps),
+                    heads=config.num_attention_heads,
+                    dtype=dtype,
+                )
+            )
+
+    def __call__(self, step: Step) -> Tensor:
+        """The vector of every real token in the step."""
+        words = F.embedding(step.input_ids, self.word_embeddings)
+        x = self.norm(self.position_embeddings[step.positions] + words)
+        masks = [self._mask(group) for group in step.groups]
+        for layer in self.layers:
+            x = layer(x, step.groups, masks)
+        return x[: step.real]
+
+    def _mask(self, group: Group) -> Tensor:
+        bias = self.bias[:, : group.length, : group.length]  # [H, S, S]
+        if group.mask is None:
+            return bias[None]
+        return torch.where(group.mask, bias[None], float("-inf"))  # [B, H, S, S]

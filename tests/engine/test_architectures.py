@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each network, small and random, gives what transformers' own gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from arrowhead_engine.architectures import ARCHITECTURES, architecture
+from arrowhead_engine.encoder import Encoder
+from arrowhead_engine.errors import UnsupportedModel
+from arrowhead_engine.spec import MODEL_KEY, ModelSpec
+from arrowhead_engine.weightfile import Tensor, write
+
+VOCAB = 500
+COMMON = {"vocab_size": VOCAB, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+BERT = {**COMMON, "intermediate_size": 80, "max_position_embeddings": 160}
+# Lengths in every mix: alone, equal, all different, beyond one window, beyond one group.
+MIXES = [[1], [3], [130], [7, 7, 7], [2, 150, 3, 64, 65, 9], list(range(1, 40))]
+
+
+def configs() -> dict[str, Any]:
+    return {
+        "bert": transformers.BertConfig(**BERT),
+        "roberta": transformers.RobertaConfig(**BERT, type_vocab_size=1),
+        "xlm-roberta": transformers.XLMRobertaConfig(**BERT, type_vocab_size=1),
+        "camembert": transformers.CamembertConfig(**BERT, type_vocab_size=1),
+        "distilbert": transformers.DistilBertConfig(
+            vocab_size=VOCAB,
+            dim=48,
+            n_layers=4,
+            n_heads=4,
+            hidden_dim=80,
+            max_position_embeddings=160,
+        ),
+        "mpnet": transformers.MPNetConfig(**BERT),
+        "modernbert": transformers.ModernBertConfig(
+            **BERT,
+            local_attention=32,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            cls_token_id=1,
+            sep_token_id=2,
+        ),
+        "nomic_bert": transformers.NomicBertConfig(**BERT),
+    }
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Transformers' model, and a weight file made from it."""
+    torch.manual_seed(1)
+    config = configs()[request.param]
+    model = transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():  # as drawn, every bias and norm would be that of no layer at all
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    kind = architecture(request.param)
+    sizes = kind.config(json.loads(config.to_json_string()))
+    state = {name.removeprefix(kind.prefix): value for name, value in model.state_dict().items()}
+    path = tmp_path_factory.mktemp("architectures") / f"{request.param}.parquet"
+    spec = ModelSpec(request.param, sizes.to_dict(), "mean", True, 150, sizes.width)
+    tensors = [
+        Tensor(name, "float32", shape, state[name].contiguous().numpy().tobytes())
+        for name, shape in kind.shapes(sizes).items()
+    ]
+    left = set(state) - {tensor.name for tensor in tensors}
+    assert {name for name in left if not name.startswith(kind.dropped)} == set()
+    write(path, tensors, {MODEL_KEY: spec.to_json()})
+    return model, path
+
+
+def reference(model: Any, rows: list[np.ndarray]) -> np.ndarray:
+    """Mean of the token vectors of each text alone, at length 1."""
+    out = []
+    for row in rows:
+        ids = torch.from_numpy(row.astype(np.int64))[None]
+        with torch.no_grad():
+            tokens = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+        out.append(torch.nn.functional.normalize(tokens.mean(0), dim=0).numpy())
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("lengths", MIXES, ids=lambda mix: f"{len(mix)}x{max(mix)}")
+def test_equals_transformers(pair: Any, lengths: list[int]) -> None:
+    model, path = pair
+    rng = np.random.default_rng(len(lengths))
+    rows = [rng.integers(5, VOCAB, n).astype(np.int32) for n in lengths]
+    met = Encoder.open(path, device="cpu", dtype="float32").embed(rows)
+    assert np.abs(met - reference(model, rows)).max() <= 1e-5
+
+
+def test_bfloat16_is_close(pair: Any) -> None:
+    model, path = pair
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(5, VOCAB, n).astype(np.int32) for n in (1, 5, 40, 150)]
+    met = Encoder.open(path, device="cpu", dtype="bfloat16").embed(rows)
+    assert (met * reference(model, rows)).sum(1).min() > 0.999
+
+
+def test_a_config_of_its_own_making_is_read_back() -> None:
+    for name, config in configs().items():
+        kind = architecture(name)
+        sizes = kind.config(json.loads(config.to_json_string()))
+        assert kind.config(sizes.to_dict()) == sizes
+
+
+def test_modernberts_older_spelling_means_the_same() -> None:
+    newer = json.loads(configs()["modernbert"].to_json_string())
+    older = {key: newer[key] for key in newer if key not in ("layer_types", "rope_parameters")}
+    older |= {"global_attn_every_n_layers": 3, "global_rope_theta": 160000, "local_rope_theta": 1e4}
+    kind = architecture("modernbert")
+    assert kind.config(older) == kind.config(newer)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("bert", {"hidden_act": "relu"}, "hidden_act is 'relu'; known is 'gelu'"),
+        ("bert", {"is_decoder": True}, "is_decoder is True"),
+        ("bert", {"num_attention_heads": 5}, "a width of 48 is not a multiple of 5 heads"),
+        ("distilbert", {"activation": "relu"}, "activation is 'relu'"),
+        ("mpnet", {"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64"),
+        ("modernbert", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("nomic_bert", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
+    ],
+)
+def test_what_would_come_out_wrong_is_refused(
+    name: str, change: dict[str, Any], message: str
+) -> None:
+    raw = {**json.loads(configs()[name].to_json_string()), **change}
+    with pytest.raises(UnsupportedModel, match=message):
+        architecture(name).config(raw)
+
+
+def test_an_unknown_architecture_is_refused_with_those_known(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="architecture 'mamba'; known are: bert, roberta"):
+        architecture("mamba")
