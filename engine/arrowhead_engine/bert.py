@@ -18,18 +18,29 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from arrowhead_engine.layers import (
-    PostNormLayer,
     Shapes,
     Sizes,
     Weights,
-    linear,
-    linear_shapes,
     merged,
     norm,
     norm_shapes,
     padding_masks,
+    post_norm_layer,
+    post_norm_shapes,
 )
 from arrowhead_engine.packing import Step
+
+LAYER = "encoder.layer.{}."
+NAMES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm": "output.LayerNorm",
+}
 
 
 @dataclass(frozen=True)
@@ -102,14 +113,7 @@ def _shapes(config: BertConfig) -> Iterator[Shapes]:
     }
     yield norm_shapes("embeddings.LayerNorm", d)
     for i in range(config.num_hidden_layers):
-        at = f"encoder.layer.{i}."
-        for part in ("query", "key", "value"):
-            yield linear_shapes(f"{at}attention.self.{part}", d, d)
-        yield linear_shapes(f"{at}attention.output.dense", d, d)
-        yield linear_shapes(f"{at}intermediate.dense", wide, d)
-        yield linear_shapes(f"{at}output.dense", d, wide)
-        yield norm_shapes(f"{at}attention.output.LayerNorm", d)
-        yield norm_shapes(f"{at}output.LayerNorm", d)
+        yield post_norm_shapes(LAYER.format(i), NAMES, d, wide)
 
 
 class Bert:
@@ -126,22 +130,17 @@ class Bert:
         )
         eps = config.layer_norm_eps
         self.norm = norm(weight, "embeddings.LayerNorm", eps)
-        self.layers = []
-        for i in range(config.num_hidden_layers):
-            at = f"encoder.layer.{i}."
-            qkv = [f"{at}attention.self.{part}" for part in ("query", "key", "value")]
-            self.layers.append(
-                PostNormLayer(
-                    qkv=linear(weight, *qkv, dtype=dtype),
-                    attention_out=linear(weight, f"{at}attention.output.dense", dtype=dtype),
-                    attention_norm=norm(weight, f"{at}attention.output.LayerNorm", eps),
-                    up=linear(weight, f"{at}intermediate.dense", dtype=dtype),
-                    down=linear(weight, f"{at}output.dense", dtype=dtype),
-                    norm=norm(weight, f"{at}output.LayerNorm", eps),
-                    heads=config.num_attention_heads,
-                    dtype=dtype,
-                )
+        self.layers = [
+            post_norm_layer(
+                weight,
+                LAYER.format(i),
+                NAMES,
+                heads=config.num_attention_heads,
+                eps=eps,
+                dtype=dtype,
             )
+            for i in range(config.num_hidden_layers)
+        ]
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""

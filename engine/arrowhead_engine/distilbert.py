@@ -14,20 +14,32 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from arrowhead_engine.layers import (
-    PostNormLayer,
     Shapes,
     Sizes,
     Weights,
-    linear,
-    linear_shapes,
     merged,
     norm,
     norm_shapes,
     padding_masks,
+    post_norm_layer,
+    post_norm_shapes,
 )
 from arrowhead_engine.packing import Step
 
 EPS = 1e-12  # fixed in the original
+
+
+LAYER = "transformer.layer.{}."
+NAMES = {
+    "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
+    "attention_out": "attention.out_lin",
+    "attention_norm": "sa_layer_norm",
+    "up": "ffn.lin1",
+    "down": "ffn.lin2",
+    "norm": "output_layer_norm",
+}
 
 
 @dataclass(frozen=True)
@@ -72,13 +84,7 @@ def _shapes(config: DistilBertConfig) -> Iterator[Shapes]:
     }
     yield norm_shapes("embeddings.LayerNorm", d)
     for i in range(config.n_layers):
-        at = f"transformer.layer.{i}."
-        for part in ("q_lin", "k_lin", "v_lin", "out_lin"):
-            yield linear_shapes(f"{at}attention.{part}", d, d)
-        yield norm_shapes(f"{at}sa_layer_norm", d)
-        yield linear_shapes(f"{at}ffn.lin1", wide, d)
-        yield linear_shapes(f"{at}ffn.lin2", d, wide)
-        yield norm_shapes(f"{at}output_layer_norm", d)
+        yield post_norm_shapes(LAYER.format(i), NAMES, d, wide)
 
 
 class DistilBert:
@@ -89,22 +95,12 @@ class DistilBert:
         self.word_embeddings = weight("embeddings.word_embeddings.weight")  # stays in the map
         self.position_embeddings = weight("embeddings.position_embeddings.weight").float()
         self.norm = norm(weight, "embeddings.LayerNorm", EPS)
-        self.layers = []
-        for i in range(config.n_layers):
-            at = f"transformer.layer.{i}."
-            qkv = [f"{at}attention.{part}_lin" for part in "qkv"]
-            self.layers.append(
-                PostNormLayer(
-                    qkv=linear(weight, *qkv, dtype=dtype),
-                    attention_out=linear(weight, f"{at}attention.out_lin", dtype=dtype),
-                    attention_norm=norm(weight, f"{at}sa_layer_norm", EPS),
-                    up=linear(weight, f"{at}ffn.lin1", dtype=dtype),
-                    down=linear(weight, f"{at}ffn.lin2", dtype=dtype),
-                    norm=norm(weight, f"{at}output_layer_norm", EPS),
-                    heads=config.n_heads,
-                    dtype=dtype,
-                )
+        self.layers = [
+            post_norm_layer(
+                weight, LAYER.format(i), NAMES, heads=config.n_heads, eps=EPS, dtype=dtype
             )
+            for i in range(config.n_layers)
+        ]
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""

@@ -128,6 +128,43 @@ class PostNormLayer:
         return self.norm(self.down.add(self.up.gelu(x.to(self.dtype)), x))
 
 
+def post_norm_layer(
+    weight: Weights,
+    at: str,
+    names: Mapping[str, str],
+    *,
+    heads: int,
+    eps: float,
+    dtype: torch.dtype,
+) -> PostNormLayer:
+    """The layer whose tensors begin with `at`; `names` has the rest of each part's name."""
+
+    def product(*parts: str) -> Linear:
+        return linear(weight, *(at + names[part] for part in parts), dtype=dtype)
+
+    return PostNormLayer(
+        qkv=product("query", "key", "value"),
+        attention_out=product("attention_out"),
+        attention_norm=norm(weight, at + names["attention_norm"], eps),
+        up=product("up"),
+        down=product("down"),
+        norm=norm(weight, at + names["norm"], eps),
+        heads=heads,
+        dtype=dtype,
+    )
+
+
+def post_norm_shapes(at: str, names: Mapping[str, str], width: int, wide: int) -> Shapes:
+    """Name and shape of such a layer's tensors."""
+    table: Shapes = {}
+    for part in ("query", "key", "value", "attention_out"):
+        table |= linear_shapes(at + names[part], width, width)
+    table |= norm_shapes(at + names["attention_norm"], width)
+    table |= linear_shapes(at + names["up"], wide, width)
+    table |= linear_shapes(at + names["down"], width, wide)
+    return table | norm_shapes(at + names["norm"], width)
+
+
 def attention(
     qkv: Tensor, groups: Sequence[Group], masks: Sequence[Tensor | None], heads: int
 ) -> Tensor:

@@ -17,20 +17,32 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from arrowhead_engine.layers import (
-    PostNormLayer,
     Shapes,
     Sizes,
     Weights,
-    linear,
-    linear_shapes,
     merged,
     norm,
     norm_shapes,
+    post_norm_layer,
+    post_norm_shapes,
 )
 from arrowhead_engine.packing import Group, Step
 
 FIRST_POSITION = 2  # after the pad id, which is 1 in every MPNet
 MAX_DISTANCE = 128  # tokens; beyond it all distances share the last bucket
+
+
+LAYER = "encoder.layer.{}."
+NAMES = {
+    "query": "attention.attn.q",
+    "key": "attention.attn.k",
+    "value": "attention.attn.v",
+    "attention_out": "attention.attn.o",
+    "attention_norm": "attention.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm": "output.LayerNorm",
+}
 
 
 @dataclass(frozen=True)
@@ -82,13 +94,7 @@ def _shapes(config: MPNetConfig) -> Iterator[Shapes]:
     }
     yield norm_shapes("embeddings.LayerNorm", d)
     for i in range(config.num_hidden_layers):
-        at = f"encoder.layer.{i}."
-        for part in "qkvo":
-            yield linear_shapes(f"{at}attention.attn.{part}", d, d)
-        yield norm_shapes(f"{at}attention.LayerNorm", d)
-        yield linear_shapes(f"{at}intermediate.dense", wide, d)
-        yield linear_shapes(f"{at}output.dense", d, wide)
-        yield norm_shapes(f"{at}output.LayerNorm", d)
+        yield post_norm_shapes(LAYER.format(i), NAMES, d, wide)
 
 
 def buckets(length: int, count: int = 32) -> Tensor:
@@ -121,22 +127,17 @@ class MPNet:
         self.bias = bias[buckets(config.most_tokens).to(bias.device)].permute(2, 0, 1).to(dtype)
         eps = config.layer_norm_eps
         self.norm = norm(weight, "embeddings.LayerNorm", eps)
-        self.layers = []
-        for i in range(config.num_hidden_layers):
-            at = f"encoder.layer.{i}."
-            qkv = [f"{at}attention.attn.{part}" for part in "qkv"]
-            self.layers.append(
-                PostNormLayer(
-                    qkv=linear(weight, *qkv, dtype=dtype),
-                    attention_out=linear(weight, f"{at}attention.attn.o", dtype=dtype),
-                    attention_norm=norm(weight, f"{at}attention.LayerNorm", eps),
-                    up=linear(weight, f"{at}intermediate.dense", dtype=dtype),
-                    down=linear(weight, f"{at}output.dense", dtype=dtype),
-                    norm=norm(weight, f"{at}output.LayerNorm", eps),
-                    heads=config.num_attention_heads,
-                    dtype=dtype,
-                )
+        self.layers = [
+            post_norm_layer(
+                weight,
+                LAYER.format(i),
+                NAMES,
+                heads=config.num_attention_heads,
+                eps=eps,
+                dtype=dtype,
             )
+            for i in range(config.num_hidden_layers)
+        ]
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""
