@@ -263,7 +263,13 @@ def test_a_missing_file_is_a_file_not_found(tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300,
+    deadline=None,
+    # The same files in every run: one in about 10,000 aborts inside pyarrow (docs/known_issues.md),
+    # which would end the test run and not this test.
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4),
