@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from arrowhead_conversion.errors import NotFaithful, UnsupportedSource
+from arrowhead_engine.compute import choose
 from arrowhead_engine.encoder import PROBE_COSINE, Encoder, cosine
 from arrowhead_engine.spec import Certificate, ModelSpec, Probe
 from arrowhead_engine.tokenizer import Tokenizer
@@ -87,9 +88,9 @@ def certify(
     # What is compared is the served model, which takes no more than this whatever the source takes.
     limit = spec.max_seq_length
     reference.max_seq_length = min(reference.max_seq_length or limit, limit)
-    with WeightFile.open(weights) as file:
-        digest = file.verify()
-    engine = Encoder.open(weights, device="cpu", dtype="float32")
+    file = WeightFile.open(weights)
+    digest = file.verify()
+    engine = Encoder(file, spec, choose("cpu", "float32"))
     tokens = Tokenizer.parse(tokenizer, spec)(TEXTS)
     rows = engine.check(tokens.input_ids, tokens.length)
     expected = []

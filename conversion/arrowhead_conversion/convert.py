@@ -80,7 +80,7 @@ def convert(
         metadata[CERTIFICATE_KEY] = proof.to_json()
         # The proof is about the very bytes that were written, so it goes in by writing them again.
         with WeightFile.open(path) as written:
-            write(path, _again(written), metadata)
+            write(path, written.stream(), metadata)
         (stages["_tokenizer"] / "tokenizer.json").write_bytes(tokenizer)
         for part in ("_tokenizer", "_encoder"):
             write_metadata(stages[part] / "metadata.json", metadata)
@@ -100,8 +100,3 @@ def _counted(tensors: Iterator[Tensor], bar: tqdm[NoReturn]) -> Iterator[Tensor]
     for tensor in tensors:
         yield tensor
         bar.update(len(tensor.data))
-
-
-def _again(weights: WeightFile) -> Iterator[Tensor]:
-    for tensor in weights.tensors.values():
-        yield Tensor(tensor.name, tensor.dtype, tensor.shape, weights.buffer(tensor.name))

@@ -99,12 +99,9 @@ class RobertaConfig(BertConfig):
         return self.pad_token_id + 1
 
 
-def shapes(config: BertConfig) -> Shapes:
+@merged
+def shapes(config: BertConfig) -> Iterator[Shapes]:
     """Every tensor the network reads, by name, and its shape."""
-    return merged(_shapes(config))
-
-
-def _shapes(config: BertConfig) -> Iterator[Shapes]:
     d, wide = config.hidden_size, config.intermediate_size
     yield {
         "embeddings.word_embeddings.weight": (config.vocab_size, d),

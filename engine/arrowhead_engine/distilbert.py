@@ -71,12 +71,9 @@ class DistilBertConfig(Sizes):
         return self.max_position_embeddings
 
 
-def shapes(config: DistilBertConfig) -> Shapes:
+@merged
+def shapes(config: DistilBertConfig) -> Iterator[Shapes]:
     """Every tensor the network reads, by name, and its shape."""
-    return merged(_shapes(config))
-
-
-def _shapes(config: DistilBertConfig) -> Iterator[Shapes]:
     d, wide = config.dim, config.hidden_dim
     yield {
         "embeddings.word_embeddings.weight": (config.vocab_size, d),

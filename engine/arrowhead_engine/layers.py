@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import wraps
 from typing import Any, TypeVar
 
 import torch
@@ -233,6 +234,11 @@ def norm_shapes(name: str, width: int, *, bias: bool = True) -> Shapes:
     return {f"{name}.{part}": (width,) for part in ("weight", "bias")[: 1 + bias]}
 
 
-def merged(parts: Iterator[Shapes]) -> Shapes:
-    """One table out of many."""
-    return {name: shape for part in parts for name, shape in part.items()}
+def merged(parts: Callable[[C], Iterator[Shapes]]) -> Callable[[C], Shapes]:
+    """Decorates a generator of tables, so that it gives one table."""
+
+    @wraps(parts)
+    def table(config: C) -> Shapes:
+        return {name: shape for part in parts(config) for name, shape in part.items()}
+
+    return table

@@ -95,12 +95,9 @@ class ModernBertConfig(Sizes):
         return self.max_position_embeddings
 
 
-def shapes(config: ModernBertConfig) -> Shapes:
+@merged
+def shapes(config: ModernBertConfig) -> Iterator[Shapes]:
     """Every tensor the network reads, by name, and its shape."""
-    return merged(_shapes(config))
-
-
-def _shapes(config: ModernBertConfig) -> Iterator[Shapes]:
     d, wide = config.hidden_size, config.intermediate_size
     yield {"embeddings.tok_embeddings.weight": (config.vocab_size, d)}
     yield norm_shapes("embeddings.norm", d, bias=config.norm_bias)

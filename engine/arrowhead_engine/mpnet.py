@@ -77,12 +77,9 @@ class MPNetConfig(Sizes):
         return self.max_position_embeddings - FIRST_POSITION
 
 
-def shapes(config: MPNetConfig) -> Shapes:
+@merged
+def shapes(config: MPNetConfig) -> Iterator[Shapes]:
     """Every tensor the network reads, by name, and its shape."""
-    return merged(_shapes(config))
-
-
-def _shapes(config: MPNetConfig) -> Iterator[Shapes]:
     d, wide = config.hidden_size, config.intermediate_size
     yield {
         "embeddings.word_embeddings.weight": (config.vocab_size, d),

@@ -74,12 +74,9 @@ class NomicBertConfig(Sizes):
         return self.max_position_embeddings
 
 
-def shapes(config: NomicBertConfig) -> Shapes:
+@merged
+def shapes(config: NomicBertConfig) -> Iterator[Shapes]:
     """Every tensor the network reads, by name, and its shape."""
-    return merged(_shapes(config))
-
-
-def _shapes(config: NomicBertConfig) -> Iterator[Shapes]:
     d, wide = config.hidden_size, config.intermediate_size
     yield {
         "embeddings.word_embeddings.weight": (config.vocab_size, d),

@@ -191,6 +191,11 @@ class WeightFile:
             )
         return data
 
+    def stream(self) -> Iterator[Tensor]:
+        """Every tensor in file order, as `write` takes them."""
+        for info in self.tensors.values():
+            yield Tensor(info.name, info.dtype, info.shape, self.buffer(info.name))
+
     def verify(self) -> str:
         """Reads every tensor and compares its checksum (about 1 GB/s).
 
@@ -287,16 +292,16 @@ def _check_schema(path: Path, parquet: pq.ParquetFile) -> dict[str, int]:
                 f"{path}: column {field.name!r} is {met.type}{nullable}, "
                 f"wanted {field.type} and not nullable"
             )
-    groups = parquet.metadata
-    for index in range(groups.num_row_groups):
-        rows = groups.row_group(index).num_rows
-        if rows != 1:
-            raise BadSchema(f"{path}: row group {index} has {rows} rows, each must hold one tensor")
     leaves = [parquet.schema.column(i).path.split(".")[0] for i in range(len(parquet.schema))]
     columns = {name: leaves.index(name) for name in leaves}
-    for index in range(groups.num_row_groups):
+    for index in range(parquet.metadata.num_row_groups):
+        group = parquet.metadata.row_group(index)
+        if group.num_rows != 1:
+            raise BadSchema(
+                f"{path}: row group {index} has {group.num_rows} rows, each must hold one tensor"
+            )
         for field in _SCHEMA:
-            chunk = groups.row_group(index).column(columns[field.name])
+            chunk = group.column(columns[field.name])
             if field.name != "data" and chunk.total_uncompressed_size > _MOST_DESCRIPTION:
                 raise BadSchema(
                     f"{path}: row group {index}: {field.name} takes more than the "

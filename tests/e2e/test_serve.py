@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from arrowhead_client import Client
-from arrowhead_engine.weightfile import Tensor, WeightFile, write
+from arrowhead_engine.weightfile import WeightFile, write
 from arrowhead_server.address import free_address
 from arrowhead_server.supervisor import running_server
 
@@ -47,10 +47,7 @@ def flip_one_bit(path: Path) -> None:
 def other_weights(path: Path) -> None:
     """Sound checksums over other weights: the certificate tells."""
     with WeightFile.open(path) as weights:
-        tensors = [
-            Tensor(t.name, t.dtype, t.shape, weights.buffer(t.name))
-            for t in weights.tensors.values()
-        ]
+        tensors = list(weights.stream())
         last = tensors[-1]
         tensors[-1] = last._replace(data=np.full(last.shape, 0.5, np.float16).tobytes())
         write(path, tensors, weights.metadata)

@@ -146,7 +146,7 @@ def test_compressed_files_give_the_same_vectors(
 ) -> None:
     path = tmp_path / "weights.parquet"
     with WeightFile.open(minilm_weights) as weights:
-        write(path, _tensors(weights), weights.metadata, "zstd")
+        write(path, weights.stream(), weights.metadata, "zstd")
     assert path.stat().st_size < minilm_weights.stat().st_size
     met = Encoder.open(path, device="cpu", dtype="float32").embed(ids)
     wanted = Encoder.open(minilm_weights, device="cpu", dtype="float32").embed(ids)
@@ -174,7 +174,7 @@ def test_other_weights_under_a_good_checksum_fail_the_certificate(
             t._replace(data=bytes(len(t.data)))
             if t.name.endswith("layer.0.output.dense.bias")
             else t
-            for t in _tensors(weights)
+            for t in weights.stream()
         ]
         write(path, spoiled, _certifying(spoiled, weights.metadata))
     with pytest.raises(CertificateMismatch, match="cosine"):
@@ -187,7 +187,7 @@ def test_one_changed_weight_under_a_good_checksum_is_found(
     """Too little for a vector to show; the certificate's hash of the weights does."""
     path = tmp_path / "weights.parquet"
     with WeightFile.open(minilm_weights) as weights:
-        tensors = list(_tensors(weights))
+        tensors = list(weights.stream())
         data = bytearray(tensors[-1].data)
         data[0] ^= 1
         write(path, [*tensors[:-1], tensors[-1]._replace(data=bytes(data))], weights.metadata)
@@ -202,7 +202,7 @@ def test_another_spec_than_the_certified_one_is_refused(
     path = tmp_path / "weights.parquet"
     with WeightFile.open(minilm_weights) as weights:
         spec = {**json.loads(weights.metadata[MODEL_KEY]), **change}
-        write(path, _tensors(weights), {**weights.metadata, MODEL_KEY: json.dumps(spec)})
+        write(path, weights.stream(), {**weights.metadata, MODEL_KEY: json.dumps(spec)})
     with pytest.raises(CertificateMismatch, match="not the certified pooling and limits"):
         Encoder.open(path).verify()
 
@@ -220,7 +220,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_told_at_once(
 ) -> None:
     path = tmp_path / "weights.parquet"
     with WeightFile.open(minilm_weights) as weights:
-        tensors = list(_tensors(weights))
+        tensors = list(weights.stream())
         tensors[0] = tensors[0]._replace(shape=tensors[0].shape[::-1])
         tensors[1] = tensors[1]._replace(name="surprise")
         write(path, tensors, weights.metadata)
@@ -283,7 +283,7 @@ def test_metadata_that_cannot_be_understood_is_refused(
         if isinstance(value, dict):  # changes to what is there
             value = json.dumps({**json.loads(weights.metadata[key]), **value})
         metadata = {k: v for k, v in weights.metadata.items() if k != key}
-        write(path, _tensors(weights), metadata | ({key: value} if value is not None else {}))
+        write(path, weights.stream(), metadata | ({key: value} if value is not None else {}))
     with pytest.raises(UnsupportedModel, match=message):
         Encoder.open(path, device="cpu", dtype="float32").verify()
 
@@ -323,12 +323,6 @@ def test_equals_sentence_transformers_on_cuda(
     encoder = Encoder.open(minilm_weights, device="cuda", dtype=dtype)
     encoder.verify()
     assert cosines(encoder.embed(ids), reference).min() >= 0.9999
-
-
-def _tensors(weights: WeightFile) -> list[Tensor]:
-    return [
-        Tensor(t.name, t.dtype, t.shape, weights.buffer(t.name)) for t in weights.tensors.values()
-    ]
 
 
 def _certifying(tensors: list[Tensor], metadata: dict[str, str]) -> dict[str, str]:
