@@ -55,6 +55,10 @@ def parquet(
         writer.write_table(table, row_group_size=row_group_size)
 
 
+SCALES = pa.list_(pa.field("element", pa.float32(), nullable=False))
+QUANTISED = {**TYPES, "scales": SCALES, "byte_planes": pa.bool_()}
+
+
 def row(**changes: Any) -> dict[str, Any]:
     fine = {
         "layer_name": "t",
@@ -80,7 +84,7 @@ def varint(value: int) -> bytes:
 
 def move_data(raw: bytes, row_group: int, to: int) -> bytes:
     """The file with the footer's data_page_offset of a tensor's data changed to `to`."""
-    chunk = pq.read_metadata(pa.BufferReader(raw)).row_group(row_group).column(6)
+    chunk = pq.read_metadata(pa.BufferReader(raw)).row_group(row_group).column(8)
     met, new = varint(chunk.data_page_offset), varint(to)
     assert len(met) == len(new), "the new offset must take as many bytes as the old one"
     footer = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
@@ -90,7 +94,7 @@ def move_data(raw: bytes, row_group: int, to: int) -> bytes:
 
 def data_offset(raw: bytes, row_group: int) -> int:
     offset: int = (
-        pq.read_metadata(pa.BufferReader(raw)).row_group(row_group).column(6).data_page_offset
+        pq.read_metadata(pa.BufferReader(raw)).row_group(row_group).column(8).data_page_offset
     )
     return offset
 
@@ -200,6 +204,39 @@ def one_bit_flipped(path: Path) -> None:
     path.write_bytes(bytes(raw))
 
 
+def quantised(path: Path, scales: list[float], **changes: Any) -> None:
+    fine = {"dtype": "int8", "data": b"1234", "scales": scales, "byte_planes": False}
+    parquet(path, [row(**{**fine, **changes})], types=QUANTISED)
+
+
+def int8_without_scales(path: Path) -> None:
+    parquet(path, [row(dtype="int8", data=b"1234")])
+
+
+def too_few_scales(path: Path) -> None:
+    quantised(path, [1.0])
+
+
+def too_many_scales(path: Path) -> None:
+    quantised(path, [1.0] * 100_000)
+
+
+def scales_that_are_none(path: Path) -> None:
+    quantised(path, [1.0, float("nan")])
+
+
+def a_changed_scale(path: Path) -> None:
+    write(path, [Tensor("t", "int8", (2, 2), b"1234", np.array([1.5, 2.5], np.float32))], {})
+    raw = path.read_bytes()
+    stored = np.array([1.5, 2.5], np.float32).tobytes()
+    assert raw.count(stored) == 1
+    path.write_bytes(raw.replace(stored, np.array([1.5, 2.25], np.float32).tobytes()))
+
+
+def planes_that_are_not_compressed(path: Path) -> None:
+    quantised(path, [], dtype="float16", data=b"12345678", byte_planes=True)
+
+
 def broken_compression(path: Path) -> None:
     tensors = [Tensor("t", "float16", (512,), np.arange(512, dtype=np.float16).tobytes())]
     write(path, tensors, {}, "zstd")
@@ -237,6 +274,12 @@ def broken_compression(path: Path) -> None:
         (overlapping, errors.BadOffset),
         (one_bit_flipped, errors.ChecksumMismatch),
         (broken_compression, errors.SizeMismatch),
+        (int8_without_scales, errors.BadSchema),
+        (too_few_scales, errors.BadShape),
+        (too_many_scales, errors.BadShape),
+        (scales_that_are_none, errors.BadShape),
+        (a_changed_scale, errors.ChecksumMismatch),
+        (planes_that_are_not_compressed, errors.BadSchema),
     ],
     ids=lambda value: value.__name__,
 )

@@ -23,8 +23,10 @@ RNG = np.random.default_rng(0)
 
 
 def tensor(name: str, *shape: int, dtype: str = "float16") -> Tensor:
-    """Random bytes, NaN patterns and all."""
-    return Tensor(name, dtype, shape, RNG.bytes(int(np.prod(shape)) * ITEM_SIZE[dtype]))
+    """Random bytes, NaN patterns and all; int8 with a scale for each row."""
+    rows = shape[0] if dtype == "int8" and shape else 0
+    data = RNG.bytes(int(np.prod(shape)) * ITEM_SIZE[dtype])
+    return Tensor(name, dtype, shape, data, RNG.random(rows, np.float32))
 
 
 def some_tensors() -> list[Tensor]:
@@ -36,6 +38,7 @@ def some_tensors() -> list[Tensor]:
         tensor("bias", 383, dtype="bfloat16"),
         tensor("encoder.layer.0.attention.self.query.weight", 384, 384, dtype="float32"),
         tensor("naïve/名前", 3, 5, 7),
+        tensor("embeddings.position_embeddings.weight", 512, 384, dtype="int8"),
     ]
 
 
@@ -54,6 +57,8 @@ def test_round_trip_is_bit_identical(path: Path, compression: str) -> None:
             info = weights.tensors[t.name]
             assert (info.dtype, info.shape) == (t.dtype, t.shape)
             assert bytes(weights.buffer(t.name)) == bytes(t.data)
+            np.testing.assert_array_equal(weights.scales(t.name), t.scales)
+            assert info.byte_planes is (compression != "none" and t.dtype != "int8")
         assert weights.metadata["note"] == "kept"
         assert weights.mapped is (compression == "none")
         weights.verify()
