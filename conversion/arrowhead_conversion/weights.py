@@ -1,86 +1,168 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint's tensors, one at a time, under the engine's names and in the storage dtype."""
+"""A checkpoint's tensors, one at a time, under the engine's names and in the storage dtype.
+
+Read are safetensors, one file or shards, and PyTorch's `.bin` files through `weights_only`, which
+unpickles nothing but tensors.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from arrowhead_conversion.errors import BadWeights, SourceNotFound
-from arrowhead_engine.architectures import architecture
+from arrowhead_conversion.pipeline import Described
+from arrowhead_engine.architectures import Config, architecture
+from arrowhead_engine.compute import DTYPES
 from arrowhead_engine.encoder import tensor_faults
-from arrowhead_engine.spec import ModelSpec
+from arrowhead_engine.pooling import Heads
 from arrowhead_engine.weightfile import Tensor
 
+Storage = Literal["float16", "bfloat16", "float32", "int8"]
 
-def tensors(folder: Path, spec: ModelSpec) -> Iterator[Tensor]:
-    """Every tensor the network needs, as float16, in the engine's order.
+SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
-    One tensor is in memory at a time. The checkpoint is one safetensors file, or several with an
-    index.
+
+class Place(NamedTuple):
+    """Where a tensor is: its shape, and how to read it."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], torch.Tensor]
+
+
+def tensors(model: Described, storage: Storage = "float16") -> Iterator[Tensor]:
+    """Every tensor the model needs, as stored, in the engine's order; one in memory at a time.
+
+    With "int8", matrices become int8 with a scale for each row (output channel, or word), which
+    is the row's largest magnitude over 127; what is no matrix stays float32.
 
     Raises:
-        SourceNotFound: no safetensors in `folder`, or not all that its index names.
+        SourceNotFound: no checkpoint, or not all that its index names.
         BadWeights: all that is missing, unexpected or of a wrong shape, at once; or a value that
-            is not finite, or too large for float16.
+            is not finite, or too large for the storage dtype.
     """
+    spec = model.spec
     kind = architecture(spec.architecture)
-    wanted = kind.shapes(kind.config(spec.config))
+    config: Config = kind.config(spec.config)
+    width = config.width * len(spec.pooling.split("+"))
+    network, heads = kind.shapes(config), Heads(spec.heads, width).shapes()
+    # The general path learns the prefix from transformers' module.
+    prefix = config.prefix if kind.prefix is None else kind.prefix  # type: ignore[attr-defined]
     try:
         with ExitStack() as stack:
-            # Engine name -> the open file it is in, and its name there.
-            places: dict[str, tuple[Any, str]] = {}
-            for path in _files(folder):
-                file = stack.enter_context(safe_open(str(path), framework="pt"))
-                for name in file.keys():  # noqa: SIM118  not a mapping
-                    places[name.removeprefix(kind.prefix)] = file, name
-            met = {
-                name: tuple(file.get_slice(theirs).get_shape())
-                for name, (file, theirs) in places.items()
-                if not name.startswith(kind.dropped)
-            }
+            places: dict[str, Place] = {}
+            for theirs, place in _checkpoint(model.network, stack):
+                name = theirs if theirs in network else theirs.removeprefix(prefix)
+                if name in network or not name.startswith(kind.dropped):
+                    places[name] = place
+            for i, folder in enumerate(model.heads):
+                for theirs, place in _checkpoint(folder, stack):
+                    places[f"dense.{i}.{theirs}"] = place
+            wanted = {**network, **heads}
+            met = {name: place.shape for name, place in places.items()}
             if faults := tensor_faults(met, wanted):
-                raise BadWeights(f"{folder}: {faults}")
+                raise BadWeights(f"{model.folder}: {faults}")
             for name, shape in wanted.items():
-                file, theirs = places[name]
-                data = _float16(folder, name, file.get_tensor(theirs))
-                yield Tensor(name, "float16", shape, data)
+                tensor = places[name].read()
+                try:
+                    yield _stored(name, shape, tensor, storage)
+                except BadWeights as error:
+                    raise BadWeights(f"{model.folder}: {error}") from error
     except SafetensorError as error:
         raise BadWeights(
-            f"{folder}: cannot be read ({error}); is the download complete?"
+            f"{model.folder}: cannot be read ({error}); is the download complete?"
         ) from error
 
 
+def _checkpoint(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Place]]:
+    """Every tensor of the checkpoint in `folder`: its name, and where it is."""
+    for path in _files(folder):
+        if path.suffix == ".safetensors":
+            file = stack.enter_context(safe_open(str(path), framework="pt"))
+            for name in file.keys():  # noqa: SIM118  not a mapping
+                shape = tuple(file.get_slice(name).get_shape())
+                yield name, Place(shape, partial(file.get_tensor, name))
+        else:
+            for name, tensor in _unpickled(path).items():
+                yield name, Place(tuple(tensor.shape), tensor.detach)
+
+
 def _files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        files = [folder / "model.safetensors"]
-    else:
-        try:
-            shards = set(json.loads(index.read_bytes())["weight_map"].values())
-            files = sorted(folder / Path(str(shard)).name for shard in shards)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BadWeights(f"{index}: not an index of shards ({error})") from error
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise SourceNotFound(
-            f"{folder}: {', '.join(missing)} missing; only safetensors are read, "
-            "nothing is unpickled"
-        )
+    """The checkpoint's files: safetensors before `.bin`, shards by their index."""
+    for single in (SAFETENSORS, PICKLED):
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            return _shards(index)
+        if (folder / single).is_file():
+            return [folder / single]
+    raise SourceNotFound(
+        f"{folder}: has neither {SAFETENSORS} nor {PICKLED}, nor an index of shards; is the "
+        "download complete?"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        files = sorted(index.parent / Path(str(name)).name for name in names)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadWeights(f"{index}: not an index of shards ({error})") from error
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise SourceNotFound(f"{index.parent}: {', '.join(missing)} missing; download it again")
     return files
 
 
-def _float16(path: Path, name: str, tensor: torch.Tensor) -> memoryview:
+def _unpickled(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors in a `.bin` file, and nothing else: no code that it names is ever run."""
+    try:
+        try:
+            raw = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # written by PyTorch before 1.6, whose format cannot be mapped
+            raw = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        # Not in torch's words, which advise to run the file.
+        raise BadWeights(
+            f"{path}: cannot be read as tensors alone: it is damaged, or holds objects whose code "
+            "would have to run; convert it to safetensors where you trust it"
+        ) from error
+    if not isinstance(raw, dict) or not all(isinstance(t, torch.Tensor) for t in raw.values()):
+        raise BadWeights(f"{path}: does not hold tensors by name")
+    return raw
+
+
+def _stored(name: str, shape: tuple[int, ...], tensor: torch.Tensor, storage: Storage) -> Tensor:
+    if not tensor.is_floating_point():
+        raise BadWeights(f"{name} holds {tensor.dtype}; wanted floating-point numbers")
     if not torch.isfinite(tensor).all():
-        raise BadWeights(f"{path}: {name} holds NaN or infinity")
-    half = tensor.to(torch.float16).contiguous()
-    if not torch.isfinite(half).all():
+        raise BadWeights(f"{name} holds NaN or infinity")
+    if storage == "int8" and tensor.dim() == 2:
+        return _quantised(name, shape, tensor.float())
+    dtype = "float32" if storage == "int8" else storage
+    narrow = tensor.to(DTYPES[dtype]).contiguous()
+    if not torch.isfinite(narrow).all():
         most = float(tensor.abs().max())
-        raise BadWeights(f"{path}: {name} reaches {most:g}, beyond float16's 65504")
-    return half.flatten().view(torch.uint8).numpy().data
+        raise BadWeights(
+            f"{name} reaches {most:g}, beyond {dtype}'s {torch.finfo(narrow.dtype).max:g}; store "
+            "it as bfloat16 or float32 (--dtype)"
+        )
+    return Tensor(name, dtype, shape, _bytes(narrow))
+
+
+def _quantised(name: str, shape: tuple[int, ...], tensor: torch.Tensor) -> Tensor:
+    scales = tensor.abs().amax(1) / 127
+    # A row of zeros has scale 0, and any finite quotient will do.
+    quotients = tensor / torch.where(scales > 0, scales, 1.0)[:, None]
+    data = quotients.round().clamp(-127, 127).to(torch.int8)
+    return Tensor(name, "int8", shape, _bytes(data), scales.numpy())
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data

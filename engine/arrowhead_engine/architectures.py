@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks the engine knows, by HuggingFace's `model_type`. One file each."""
+"""The networks by HuggingFace's `model_type`: those with a file here, else transformers' own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from arrowhead_engine import bert, distilbert, modernbert, mpnet, nomicbert
-from arrowhead_engine.errors import UnsupportedModel
-from arrowhead_engine.layers import Shapes, Weights
+from arrowhead_engine import bert, distilbert, general, modernbert, mpnet, nomicbert
+from arrowhead_engine.layers import Shapes
 from arrowhead_engine.packing import Step
+from arrowhead_engine.tensors import Tensors
 
 
 class Config(Protocol):
@@ -38,8 +38,6 @@ class Config(Protocol):
 class Network(Protocol):
     """`Step` -> token vectors float32 [T, D]."""
 
-    word_embeddings: Tensor
-
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""
 
@@ -52,14 +50,14 @@ class Architecture:
         config: its sizes out of a `config.json`.
         shapes: its tensors.
         network: built from config, tensors and compute dtype.
-        prefix: what some checkpoints put before every name.
+        prefix: what some checkpoints put before every name; None if the configuration knows it.
         dropped: beginnings of names that are no part of a sentence embedding.
     """
 
     config: Callable[[dict[str, Any]], Any]
     shapes: Callable[[Any], Shapes]
-    network: Callable[[Any, Weights, torch.dtype], Network]
-    prefix: str
+    network: Callable[[Any, Tensors, torch.dtype], Network]
+    prefix: str | None
     dropped: tuple[str, ...]
 
 
@@ -101,12 +99,16 @@ ARCHITECTURES = {
 }
 
 
-def architecture(name: str) -> Architecture:
-    """The network of that name.
+# Everything else. `config` raises UnsupportedModel for what transformers does not know either.
+GENERAL = Architecture(
+    general.GeneralConfig,
+    lambda config: config.shapes,
+    general.General,
+    prefix=None,
+    dropped=(*HEADS, "decoder.", "classifier.", "score."),
+)
 
-    Raises:
-        UnsupportedModel: names those that are known.
-    """
-    if name not in ARCHITECTURES:
-        raise UnsupportedModel(f"architecture {name!r}; known are: {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[name]
+
+def architecture(name: str) -> Architecture:
+    """The network of that name: with a file here, or through transformers."""
+    return ARCHITECTURES.get(name, GENERAL)

@@ -14,13 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from arrowhead_engine.layers import (
     Shapes,
     Sizes,
-    Weights,
     merged,
     norm,
     norm_shapes,
@@ -29,6 +27,7 @@ from arrowhead_engine.layers import (
     post_norm_shapes,
 )
 from arrowhead_engine.packing import Step
+from arrowhead_engine.tensors import Tensors
 
 LAYER = "encoder.layer.{}."
 NAMES = {
@@ -116,10 +115,9 @@ def shapes(config: BertConfig) -> Iterator[Shapes]:
 class Bert:
     """The network: `Step` -> token vectors float32 [T, D]."""
 
-    def __init__(self, config: BertConfig, weight: Weights, dtype: torch.dtype) -> None:
+    def __init__(self, config: BertConfig, weight: Tensors, dtype: torch.dtype) -> None:
         """Takes its tensors from `weight(name)`, converting once what the dtype asks for."""
-        # Stays as stored, in the map: only the rows that texts touch ever become resident.
-        self.word_embeddings = weight("embeddings.word_embeddings.weight")
+        self.words = weight.rows("embeddings.word_embeddings.weight")
         # Every text is of token type 0, so that row is added to the positions once and for all.
         self.position_embeddings = (
             weight("embeddings.position_embeddings.weight")[config.first_position :].float()
@@ -141,7 +139,7 @@ class Bert:
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""
-        words = F.embedding(step.input_ids, self.word_embeddings)
+        words = self.words(step.input_ids)
         x = self.norm(self.position_embeddings[step.positions] + words)
         masks = padding_masks(step)
         for layer in self.layers:

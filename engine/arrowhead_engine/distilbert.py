@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from arrowhead_engine.layers import (
     Shapes,
     Sizes,
-    Weights,
     merged,
     norm,
     norm_shapes,
@@ -25,6 +23,7 @@ from arrowhead_engine.layers import (
     post_norm_shapes,
 )
 from arrowhead_engine.packing import Step
+from arrowhead_engine.tensors import Tensors
 
 EPS = 1e-12  # fixed in the original
 
@@ -87,9 +86,9 @@ def shapes(config: DistilBertConfig) -> Iterator[Shapes]:
 class DistilBert:
     """The network: `Step` -> token vectors float32 [T, D]."""
 
-    def __init__(self, config: DistilBertConfig, weight: Weights, dtype: torch.dtype) -> None:
+    def __init__(self, config: DistilBertConfig, weight: Tensors, dtype: torch.dtype) -> None:
         """Takes its tensors from `weight(name)`, converting once what the dtype asks for."""
-        self.word_embeddings = weight("embeddings.word_embeddings.weight")  # stays in the map
+        self.words = weight.rows("embeddings.word_embeddings.weight")
         self.position_embeddings = weight("embeddings.position_embeddings.weight").float()
         self.norm = norm(weight, "embeddings.LayerNorm", EPS)
         self.layers = [
@@ -101,7 +100,7 @@ class DistilBert:
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""
-        words = F.embedding(step.input_ids, self.word_embeddings)
+        words = self.words(step.input_ids)
         x = self.norm(self.position_embeddings[step.positions] + words)
         masks = padding_masks(step)
         for layer in self.layers:

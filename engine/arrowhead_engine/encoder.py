@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from arrowhead_engine.architectures import Config, architecture
-from arrowhead_engine.compute import DTYPES, Compute, choose
+from arrowhead_engine.compute import Compute, choose
 from arrowhead_engine.errors import (
     CertificateMismatch,
     InvalidInput,
     UnsupportedModel,
     WeightsMismatch,
 )
-from arrowhead_engine.packing import Ids, pack
-from arrowhead_engine.pooling import POOLINGS, normalize
-from arrowhead_engine.spec import Certificate, ModelSpec
-from arrowhead_engine.weightfile import TensorInfo, WeightFile
+from arrowhead_engine.packing import Ids, Step, pack
+from arrowhead_engine.pooling import Heads, normalize, poolings
+from arrowhead_engine.spec import Certificate, ModelSpec, model_sha256
+from arrowhead_engine.tensors import Tensors
+from arrowhead_engine.weightfile import WeightFile
 
 # Tokens that go through the network at once. More brings no speed on a CPU and costs memory; a GPU
 # wants more to be busy.
@@ -44,28 +45,27 @@ class Encoder:
 
     def __init__(self, weights: WeightFile, spec: ModelSpec, compute: Compute) -> None:
         kind = architecture(spec.architecture)
-        if spec.pooling not in POOLINGS:
-            raise UnsupportedModel(
-                f"pooling {spec.pooling!r}; this engine knows {', '.join(POOLINGS)}"
-            )
+        self._poolings = poolings(spec.pooling)
         config: Config = kind.config(spec.config)
         if spec.max_seq_length > config.most_tokens:
             raise UnsupportedModel(
                 f"max_seq_length {spec.max_seq_length}; the network has positions for "
                 f"{config.most_tokens} tokens"
             )
-        if spec.dimension != config.width:
-            raise UnsupportedModel(f"dimension {spec.dimension}; the network has {config.width}")
+        heads = Heads(spec.heads, config.width * len(self._poolings))
+        if spec.dimension != heads.width:
+            raise UnsupportedModel(f"dimension {spec.dimension}; the model's is {heads.width}")
         met = {name: tensor.shape for name, tensor in weights.tensors.items()}
-        if faults := tensor_faults(met, kind.shapes(config)):
+        if faults := tensor_faults(met, {**kind.shapes(config), **heads.shapes()}):
             raise WeightsMismatch(f"{weights.path}: {faults}")
         self.spec = spec
         self.compute = compute
         self._weights = weights
         self._vocab_size = config.vocab_size
         with torch.inference_mode():
-            self._network = kind.network(config, _tensors(weights, compute.device), compute.dtype)
-        self._pool = POOLINGS[spec.pooling]
+            tensors = Tensors(weights, compute.device)
+            self._network = kind.network(config, tensors, compute.dtype)
+            self._heads = heads.load(tensors)
         self._token_budget = TOKEN_BUDGET[compute.device.type]
 
     @classmethod
@@ -104,11 +104,13 @@ class Encoder:
             raise CertificateMismatch(
                 f"{self._weights.path}: not the certified weights; convert the model again"
             )
-        if self.spec.sha256() != certificate.model_sha256:
+        if model_sha256(self._weights.metadata) != certificate.model_sha256:
             raise CertificateMismatch(
                 f"{self._weights.path}: not the certified pooling and limits; convert it again"
             )
         least = PROBE_COSINE[self.compute.dtype]
+        if self.compute.dtype != torch.float32:  # a deep model loses more; allow twice its loss
+            least = min(least, 1 - 2 * (1 - certificate.bfloat16_cosine))
         for probe in certificate.probes:
             if probe.embedding.shape != (self.spec.dimension,):
                 raise UnsupportedModel(
@@ -166,11 +168,29 @@ class Encoder:
         out = np.empty((len(ids), self.spec.dimension), np.float32)
         with torch.inference_mode():
             for step in pack(ids, self.compute.device, self._token_budget):
-                vectors = self._pool(self._network(step), step.lengths)
+                vectors = self._heads(self._pool(self._network(step), step, ids))
                 if self.spec.normalize:
                     vectors = normalize(vectors)
                 out[step.order] = vectors.cpu().numpy()
         return out
+
+    def _pool(self, tokens: Tensor, step: Step, ids: Sequence[Ids]) -> Tensor:
+        """Token vectors [T, D] -> one vector a text, [B, D x poolings]."""
+        lengths, first = step.lengths, torch.zeros_like(step.lengths)
+        if self.spec.excluded_prompts:
+            skips = [self._prompt_tokens(ids[i]) for i in step.order]
+            first = torch.tensor(skips, device=lengths.device)
+            tokens = tokens[step.positions[: step.real] >= first.repeat_interleave(lengths)]
+            lengths = lengths - first
+        return torch.cat([pool(tokens, lengths, first) for pool in self._poolings], dim=1)
+
+    def _prompt_tokens(self, row: Ids) -> int:
+        """How many tokens of a text are those of a prompt that does not count; never all."""
+        for prompt in self.spec.excluded_prompts:
+            known = prompt["ids"]
+            if row[: len(known)].tolist() == known:
+                return min(int(prompt["tokens"]), len(row) - 1)
+        return 0
 
 
 def cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
@@ -189,30 +209,3 @@ def tensor_faults(met: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple
         if name in met and met[name] != shape
     ]
     return "; ".join(faults)
-
-
-def _tensors(weights: WeightFile, device: torch.device) -> Callable[[str], Tensor]:
-    """The tensors by name: views of the map, or of its one copy on the device."""
-    if device.type == "cpu" or not weights.mapped:
-        return lambda name: _view(weights.buffer(name), weights.tensors[name]).to(device)
-    first, last = weights.span
-    return views(weights, torch.frombuffer(weights.map()[first:last], dtype=torch.uint8).to(device))
-
-
-def views(weights: WeightFile, copy: Tensor) -> Callable[[str], Tensor]:
-    """The tensors by name, as views of `copy`: the bytes of the file's `span`, uint8, anywhere."""
-    first, _ = weights.span
-
-    def tensor(name: str) -> Tensor:
-        info = weights.tensors[name]
-        start = (info.offset or first) - first
-        flat = copy[start : start + info.nbytes].view(DTYPES[info.dtype])
-        return flat.reshape(info.shape)
-
-    return tensor
-
-
-def _view(buffer: memoryview, info: TensorInfo) -> Tensor:
-    if not info.nbytes:  # torch.frombuffer takes no empty buffer
-        return torch.empty(info.shape, dtype=DTYPES[info.dtype])
-    return torch.frombuffer(buffer, dtype=DTYPES[info.dtype]).reshape(info.shape)

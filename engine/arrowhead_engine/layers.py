@@ -19,8 +19,8 @@ from arrowhead_engine.errors import UnsupportedModel
 from arrowhead_engine.linear import Linear, make
 from arrowhead_engine.packing import Group, Step
 from arrowhead_engine.spec import positive_int
+from arrowhead_engine.tensors import Tensors
 
-Weights = Callable[[str], Tensor]
 Shapes = dict[str, tuple[int, ...]]
 C = TypeVar("C", bound="Sizes")
 
@@ -91,13 +91,13 @@ class Norm:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-def norm(weight: Weights, name: str, eps: float, *, bias: bool = True) -> Norm:
+def norm(weight: Tensors, name: str, eps: float, *, bias: bool = True) -> Norm:
     """The norm of that name."""
     b = weight(f"{name}.bias").float() if bias else None
     return Norm(weight(f"{name}.weight").float(), b, eps)
 
 
-def linear(weight: Weights, *names: str, dtype: torch.dtype, bias: bool = True) -> Linear:
+def linear(weight: Tensors, *names: str, dtype: torch.dtype, bias: bool = True) -> Linear:
     """The linear layers of those names as one, their outputs side by side."""
     w = torch.cat([weight(f"{name}.weight") for name in names])
     b = torch.cat([weight(f"{name}.bias") for name in names]) if bias else None
@@ -130,7 +130,7 @@ class PostNormLayer:
 
 
 def post_norm_layer(
-    weight: Weights,
+    weight: Tensors,
     at: str,
     names: Mapping[str, str],
     *,

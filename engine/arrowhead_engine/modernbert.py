@@ -21,7 +21,6 @@ from arrowhead_engine.layers import (
     Rotary,
     Shapes,
     Sizes,
-    Weights,
     attention,
     linear,
     linear_shapes,
@@ -32,6 +31,7 @@ from arrowhead_engine.layers import (
 )
 from arrowhead_engine.linear import Linear
 from arrowhead_engine.packing import Group, Step
+from arrowhead_engine.tensors import Tensors
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
@@ -145,10 +145,10 @@ class Layer:
 class ModernBert:
     """The network: `Step` -> token vectors float32 [T, D]."""
 
-    def __init__(self, config: ModernBertConfig, weight: Weights, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModernBertConfig, weight: Tensors, dtype: torch.dtype) -> None:
         """Takes its tensors from `weight(name)`, converting once what the dtype asks for."""
-        self.word_embeddings = weight("embeddings.tok_embeddings.weight")  # stays in the map
-        device, eps, biased = self.word_embeddings.device, config.norm_eps, config.norm_bias
+        self.words = weight.rows("embeddings.tok_embeddings.weight")
+        device, eps, biased = self.words.table.device, config.norm_eps, config.norm_bias
         head = config.hidden_size // config.num_attention_heads
         thetas = {GLOBAL: config.global_rope_theta, LOCAL: config.local_rope_theta}
         rotaries = {
@@ -180,7 +180,7 @@ class ModernBert:
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""
-        x = self.norm(F.embedding(step.input_ids, self.word_embeddings).float())
+        x = self.norm(self.words(step.input_ids))
         masks = {GLOBAL: padding_masks(step), LOCAL: [self._window(g) for g in step.groups]}
         for kind, layer in zip(self.kinds, self.layers, strict=True):
             x = layer(x, step.positions, step.groups, masks[kind])
@@ -189,6 +189,6 @@ class ModernBert:
     def _window(self, group: Group) -> Tensor | None:
         if group.length <= self.window + 1:  # every token is near every other
             return group.mask
-        places = torch.arange(group.length, device=self.word_embeddings.device)
+        places = torch.arange(group.length, device=self.words.table.device)
         near = (places[:, None] - places[None, :]).abs() <= self.window  # [S, S]
         return near if group.mask is None else near & group.mask

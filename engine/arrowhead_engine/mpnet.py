@@ -13,13 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from arrowhead_engine.layers import (
     Shapes,
     Sizes,
-    Weights,
     merged,
     norm,
     norm_shapes,
@@ -27,6 +25,7 @@ from arrowhead_engine.layers import (
     post_norm_shapes,
 )
 from arrowhead_engine.packing import Group, Step
+from arrowhead_engine.tensors import Tensors
 
 FIRST_POSITION = 2  # after the pad id, which is 1 in every MPNet
 MAX_DISTANCE = 128  # tokens; beyond it all distances share the last bucket
@@ -114,9 +113,9 @@ def buckets(length: int, count: int = 32) -> Tensor:
 class MPNet:
     """The network: `Step` -> token vectors float32 [T, D]."""
 
-    def __init__(self, config: MPNetConfig, weight: Weights, dtype: torch.dtype) -> None:
+    def __init__(self, config: MPNetConfig, weight: Tensors, dtype: torch.dtype) -> None:
         """Takes its tensors from `weight(name)`, converting once what the dtype asks for."""
-        self.word_embeddings = weight("embeddings.word_embeddings.weight")  # stays in the map
+        self.words = weight.rows("embeddings.word_embeddings.weight")
         positions = weight("embeddings.position_embeddings.weight")
         self.position_embeddings = positions[FIRST_POSITION:].float()
         # [H, S, S] for the longest text; shorter ones use its corner.
@@ -138,7 +137,7 @@ class MPNet:
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""
-        words = F.embedding(step.input_ids, self.word_embeddings)
+        words = self.words(step.input_ids)
         x = self.norm(self.position_embeddings[step.positions] + words)
         masks = [self._mask(group) for group in step.groups]
         for layer in self.layers:

@@ -20,7 +20,6 @@ from arrowhead_engine.layers import (
     Rotary,
     Shapes,
     Sizes,
-    Weights,
     attention,
     linear,
     linear_shapes,
@@ -31,6 +30,7 @@ from arrowhead_engine.layers import (
 )
 from arrowhead_engine.linear import Linear
 from arrowhead_engine.packing import Group, Step
+from arrowhead_engine.tensors import Tensors
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,13 @@ class Layer:
 class NomicBert:
     """The network: `Step` -> token vectors float32 [T, D]."""
 
-    def __init__(self, config: NomicBertConfig, weight: Weights, dtype: torch.dtype) -> None:
+    def __init__(self, config: NomicBertConfig, weight: Tensors, dtype: torch.dtype) -> None:
         """Takes its tensors from `weight(name)`, converting once what the dtype asks for."""
-        self.word_embeddings = weight("embeddings.word_embeddings.weight")  # stays in the map
+        self.words = weight.rows("embeddings.word_embeddings.weight")
         self.token_type = weight("embeddings.token_type_embeddings.weight")[0].float()
         self.norm = norm(weight, "embeddings.LayerNorm", config.layer_norm_eps)
         head = config.hidden_size // config.num_attention_heads
-        device = self.word_embeddings.device
+        device = self.words.table.device
         self.rotary = Rotary(config.rope_theta, head, config.max_position_embeddings, device)
         self.layers = []
         for i in range(config.num_hidden_layers):
@@ -154,7 +154,7 @@ class NomicBert:
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""
-        words = F.embedding(step.input_ids, self.word_embeddings)
+        words = self.words(step.input_ids)
         x = self.norm(self.token_type + words)
         masks = padding_masks(step)
         for layer in self.layers:

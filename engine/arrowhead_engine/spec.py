@@ -32,11 +32,17 @@ class ModelSpec:
     Attributes:
         architecture: which network, e.g. "bert" (HuggingFace's `model_type`).
         config: the network's sizes, under the names of HuggingFace's `config.json`.
-        pooling: how token vectors become one vector; a key of `pooling.POOLINGS`.
+        pooling: how token vectors become one vector: a key of `pooling.POOLINGS`, or several joined
+            by "+", whose vectors lie side by side.
+        heads: dense layers that follow, each the arguments of a `pooling.Dense`.
         normalize: whether the model's own pipeline ends by scaling to length 1.
         max_seq_length: longest text in tokens, special tokens included; the rest is cut off.
         dimension: D, width of an embedding.
         prompts: prefixes the model was trained with, by name ("query", "passage").
+        default_prompt: the prefix of every text that begins with none of them.
+        excluded_prompts: prompts whose tokens do not count in pooling (sentence-transformers'
+            `include_prompt=False`): the ids by which a text is known to begin with one, and how
+            many of its tokens that are.
         source: where the model came from: name, revision, and the libraries' versions.
     """
 
@@ -48,6 +54,9 @@ class ModelSpec:
     dimension: int
     prompts: dict[str, str] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
+    heads: list[dict[str, Any]] = field(default_factory=list)
+    default_prompt: str = ""
+    excluded_prompts: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Refuses values that JSON may hold and the engine may not.
@@ -57,22 +66,33 @@ class ModelSpec:
         """
         for name in ("max_seq_length", "dimension"):
             positive_int(name, getattr(self, name))
-        for name, kind in (("architecture", str), ("pooling", str), ("normalize", bool)):
+        wanted = {
+            "architecture": str,
+            "config": dict,
+            "pooling": str,
+            "normalize": bool,
+            "prompts": dict,
+            "source": dict,
+            "heads": list,
+            "default_prompt": str,
+            "excluded_prompts": list,
+        }
+        for name, kind in wanted.items():
             if not isinstance(getattr(self, name), kind):
                 raise UnsupportedModel(
                     f"{name} is {getattr(self, name)!r}; wanted a {kind.__name__}"
                 )
-        for name in ("config", "prompts", "source"):
-            if not isinstance(getattr(self, name), dict):
-                raise UnsupportedModel(f"{name} is {getattr(self, name)!r}; wanted an object")
+        for prompt in self.excluded_prompts:
+            try:
+                fits = 0 < len(prompt["ids"]) <= prompt["tokens"] + 1
+            except (KeyError, TypeError):
+                fits = False
+            if not fits:
+                raise UnsupportedModel(f"excluded_prompts holds {prompt!r}; wanted ids and tokens")
 
     def to_json(self) -> str:
         """The spec as one JSON object."""
         return json.dumps(asdict(self), sort_keys=True)
-
-    def sha256(self) -> str:
-        """Of `to_json`: what a certificate is about, beside weights and tokenizer."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ModelSpec:
@@ -82,6 +102,18 @@ class ModelSpec:
             UnsupportedModel: none there, or not one this version understands.
         """
         return _read(metadata, MODEL_KEY, lambda raw: cls(**raw))
+
+
+def model_sha256(metadata: Mapping[str, str]) -> str:
+    """Of the spec as it was written: what a certificate is about, beside weights and tokenizer.
+
+    Not of a `ModelSpec`, which a later Arrowhead may have given more fields.
+
+    Raises:
+        UnsupportedModel: there is none.
+    """
+    raw = _read(metadata, MODEL_KEY, lambda raw: raw)
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
 
 
 def positive_int(name: str, value: object) -> None:
@@ -96,7 +128,12 @@ def positive_int(name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class Probe:
-    """Token ids without padding, and the embedding the source library gives them in float32."""
+    """Token ids without padding, and the embedding that was certified for them.
+
+    It is this engine's own, in float32, from the weights as they are stored: near the source
+    library's by the certificate's cosines, and to be met again much more closely than those when
+    the weights were stored with a loss.
+    """
 
     input_ids: tuple[int, ...]
     embedding: npt.NDArray[np.float32]
@@ -121,14 +158,17 @@ class Certificate:
     """Proof, made at conversion, that this engine reproduces the source library's float32 vectors.
 
     Attributes:
-        worst_cosine: lowest cosine over the fixed texts, our engine in float32.
+        worst_cosine: lowest cosine with the source library over the fixed texts, our engine in
+            float32.
         mean_cosine: their mean.
         texts: how many texts were compared.
         weights_sha256: of all tensors' bytes, in file order.
         tokenizer_sha256: of `tokenizer.json`.
-        model_sha256: of the spec, `ModelSpec.sha256`.
+        model_sha256: of the spec, `model_sha256`.
         versions: the libraries and the Arrowhead that made the comparison.
-        probes: a few of the reference vectors, compared again whenever the model is loaded.
+        probes: a few texts' vectors, compared again whenever the model is loaded.
+        bfloat16_cosine: lowest cosine over the probes between our engine in bfloat16 and in
+            float32: what computing with fewer digits costs this model.
     """
 
     worst_cosine: float
@@ -139,6 +179,7 @@ class Certificate:
     model_sha256: str
     versions: dict[str, str]
     probes: tuple[Probe, ...]
+    bfloat16_cosine: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuses a certificate that proves nothing.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import tokenizers
 
 from arrowhead_engine.errors import CertificateMismatch, InvalidInput, UnsupportedModel
-from arrowhead_engine.spec import Certificate, ModelSpec, read_metadata
+from arrowhead_engine.spec import Certificate, ModelSpec, model_sha256, read_metadata
 
 # A text is read only as far as its tokens are used: 10 MB would otherwise hold the tokenizer for
 # seconds, though all but the first few hundred tokens are thrown away. In English a token is 4-5
@@ -41,14 +41,16 @@ class Tokens(NamedTuple):
 class Tokenizer:
     """A model's tokenizer, cutting texts at the model's limit. Safe to share between threads."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, max_seq_length: int, pad_id: int) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, spec: ModelSpec) -> None:
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_seq_length)
+        tokenizer.enable_truncation(spec.max_seq_length)
         self._tokenizer = tokenizer
-        self._pad_id = pad_id
+        self._pad_id = spec.config["pad_token_id"]
+        self._default_prompt = spec.default_prompt
+        self._prompts = tuple(prompt for prompt in spec.prompts.values() if prompt)
         added = tokenizer.get_added_tokens_decoder().values()
         self._longest_special = max((len(token.content) for token in added), default=0)
-        self.max_seq_length = max_seq_length
+        self.max_seq_length = spec.max_seq_length
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Tokenizer:
@@ -67,7 +69,7 @@ class Tokenizer:
             raise CertificateMismatch(
                 f"{path}: not the certified tokenizer; convert the model again"
             )
-        if spec.sha256() != certificate.model_sha256:
+        if model_sha256(metadata) != certificate.model_sha256:
             raise CertificateMismatch(f"{path}: not the certified limits; convert the model again")
         return cls.parse(raw, spec)
 
@@ -82,7 +84,7 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_buffer(raw)
         except Exception as error:  # tokenizers raises nothing more telling
             raise UnsupportedModel(f"tokenizer.json: {error}") from error
-        return cls(tokenizer, spec.max_seq_length, spec.config["pad_token_id"])
+        return cls(tokenizer, spec)
 
     @property
     def highest_id(self) -> int:
@@ -103,6 +105,8 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
         """The ids of each text without padding, and whether it was truncated."""
+        if self._default_prompt:
+            texts = [self._prompted(text) for text in texts]
         enough = FIRST_CHARS_PER_TOKEN * self.max_seq_length
         # One Rust call for all texts of ordinary length.
         short = iter(
@@ -119,6 +123,10 @@ class Tokenizer:
                 ids.append(row)
                 truncated.append(cut)
         return ids, truncated
+
+    def _prompted(self, text: str) -> str:
+        """The text behind the model's default prompt, unless the caller chose a prompt of its."""
+        return text if text.startswith(self._prompts) else self._default_prompt + text
 
     def _encode_long(self, text: str) -> tuple[list[int], bool]:
         """The first `max_seq_length` ids of a long text, from no more of it than that takes."""

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,6 @@ from arrowhead_conversion.errors import (
 )
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.errors import UnsupportedModel
-from arrowhead_engine.pooling import POOLINGS
 from arrowhead_engine.tokenizer import Tokenizer
 from arrowhead_engine.weightfile import WeightFile
 
@@ -165,45 +165,17 @@ def test_a_sharded_checkpoint(tiny: Path, tmp_path: Path) -> None:
     assert made.certificate.weights_sha256 == whole.certificate.weights_sha256
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_each_pooling_is_the_source_librarys(tiny: Path, tmp_path: Path, pooling: str) -> None:
-    """With and without Normalize: a vector may be off in length alone."""
-    (tiny / "1_Pooling" / "config.json").write_text(
-        json.dumps({"embedding_dimension": 24, "pooling_mode": pooling, "include_prompt": True})
-    )
-    modules = json.loads((tiny / "modules.json").read_text())
-    (tiny / "modules.json").write_text(json.dumps(modules[:2]))
-    made = convert(str(tiny), "tiny", tmp_path / "repository", progress=False)
-    encoder = Encoder.open(made.weights, device="cpu", dtype="float32")
-    for probe in made.certificate.probes:
-        met = encoder.embed([np.array(probe.input_ids, np.int32)])[0]
-        np.testing.assert_allclose(met, probe.embedding, rtol=5e-3, atol=5e-3)
-
-
-def test_without_normalize_vectors_keep_their_length(tiny: Path, tmp_path: Path) -> None:
-    modules = json.loads((tiny / "modules.json").read_text())
-    (tiny / "modules.json").write_text(json.dumps(modules[:2]))
-    made = convert(str(tiny), "tiny", tmp_path / "repository", progress=False)
-    assert made.spec.normalize is False
-    vector = made.certificate.probes[0].embedding
-    assert abs(np.linalg.norm(vector) - 1) > 0.1
-
-
 def unknown_architecture(model: Path) -> None:
-    edit(model / "config.json", model_type="mamba")
-
-
-def no_modules(model: Path) -> None:
-    (model / "modules.json").unlink()
+    edit(model / "config.json", model_type="new", auto_map={"AutoModel": "m.NewModel"})
 
 
 def unknown_module(model: Path) -> None:
     path = model / "modules.json"
-    path.write_text(path.read_text().replace("models.Normalize", "models.Dense"))
+    path.write_text(path.read_text().replace("models.Normalize", "models.CNN"))
 
 
 def unknown_pooling(model: Path) -> None:
-    edit(model / "1_Pooling" / "config.json", pooling_mode_weightedmean_tokens=True)
+    edit(model / "1_Pooling" / "config.json", pooling_mode=["mean", "median"])
 
 
 def default_prompt(model: Path) -> None:
@@ -256,8 +228,38 @@ def more_ids_than_embeddings(model: Path) -> None:
     path.write_text(json.dumps(raw))
 
 
-def pickled_weights_only(model: Path) -> None:
+def no_pickle_at_all(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+class Evil:
+    """What a pickle may do to who loads it."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("evil-was-here"),)
+
+
+def a_pickle_with_code(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    torch.save({"weight": torch.ones(1), "evil": Evil()}, model / "pytorch_model.bin")
+
+
+def a_list_of_tensors(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    torch.save([torch.ones(1)], model / "pytorch_model.bin")
+
+
+def integers(model: Path) -> None:
+    change_weights(model, lambda t: t.update({BIAS: torch.ones(24, dtype=torch.int64)}))
+
+
+def quantised_already(model: Path) -> None:
+    edit(model / "config.json", model_type="qwen3", quantization_config={"quant_method": "awq"})
+
+
+def module_outside(model: Path) -> None:
+    path = model / "modules.json"
+    path.write_text(path.read_text().replace('"1_Pooling"', '"../evil"'))
 
 
 def shard_missing(model: Path) -> None:
@@ -305,11 +307,17 @@ def too_large_for_float16(model: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (unknown_architecture, UnsupportedSource, "architecture 'mamba'; known are: bert"),
-        (no_modules, UnsupportedSource, r"no modules\.json"),
-        (unknown_module, UnsupportedSource, "Transformer -> Pooling -> Dense"),
-        (unknown_pooling, UnsupportedSource, r"pooling mean \+ weightedmean; known are: mean, cls"),
-        (default_prompt, UnsupportedSource, "prompt 'query'"),
+        (unknown_architecture, UnsupportedModel, "needs code of its own, which is never run"),
+        (quantised_already, UnsupportedModel, "quantised already"),
+        (unknown_module, UnsupportedSource, "Transformer -> Pooling -> CNN"),
+        (module_outside, UnsupportedSource, r"'\.\./evil' is outside the model"),
+        (unknown_pooling, UnsupportedSource, r"pooling mean \+ median; known are: mean, cls"),
+        (default_prompt, UnsupportedSource, "prompt 'query' is not among its prompts"),
+        (
+            flag("prompts", "config_sentence_transformers.json", {"query": 3}),
+            UnsupportedSource,
+            "wanted an object of strings",
+        ),
         (other_activation, UnsupportedModel, "hidden_act is 'relu'"),
         (broken_json, UnsupportedSource, r"config\.json: not JSON"),
         (no_tokenizer, SourceNotFound, r"tokenizer\.json: missing"),
@@ -330,7 +338,10 @@ def too_large_for_float16(model: Path) -> None:
         (flag("pad_token_id", "config.json", "x"), UnsupportedSource, "cannot load it"),
         (no_heads, UnsupportedModel, "num_attention_heads is 0"),
         (more_ids_than_embeddings, UnsupportedSource, "gives ids up to 30522, its network knows"),
-        (pickled_weights_only, SourceNotFound, "nothing is unpickled"),
+        (no_pickle_at_all, BadWeights, "cannot be read as tensors alone"),
+        (a_pickle_with_code, BadWeights, "whose code would have to run"),
+        (a_list_of_tensors, BadWeights, "does not hold tensors by name"),
+        (integers, BadWeights, r"LayerNorm\.bias holds torch\.int64"),
         (shard_missing, SourceNotFound, r"model-00002-of-00002\.safetensors missing"),
         (index_broken, BadWeights, "not an index of shards"),
         (half_downloaded, BadWeights, "is the download complete"),
@@ -345,15 +356,18 @@ def too_large_for_float16(model: Path) -> None:
 def test_what_cannot_be_converted_leaves_nothing_behind(
     tiny: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     spoil: Callable[[Path], None],
     error: type[Exception],
     message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     spoil(tiny)
     out = tmp_path / "repository"
     with pytest.raises(error, match=message):
         convert(str(tiny), "tiny", out, progress=False)
     assert not list(out.rglob("*"))
+    assert not Path("evil-was-here").exists()
 
 
 def test_a_model_that_comes_out_wrong_is_refused(
@@ -361,8 +375,8 @@ def test_a_model_that_comes_out_wrong_is_refused(
 ) -> None:
     right = weights.tensors
 
-    def wrong(folder: Path, spec: object) -> object:
-        for tensor in right(folder, spec):  # type: ignore[arg-type]
+    def wrong(*arguments: Any) -> object:
+        for tensor in right(*arguments):
             spoiled = tensor.name == "embeddings.word_embeddings.weight"
             yield tensor._replace(data=bytes(len(tensor.data))) if spoiled else tensor
 
