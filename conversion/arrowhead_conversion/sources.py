@@ -23,8 +23,10 @@ from huggingface_hub.errors import (
 
 from arrowhead_conversion.errors import SourceNotFound
 
-# Of a hub repository: descriptions, tokenizer and safetensors. No pickled weights, no code.
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json"]
+# Of a hub repository: descriptions, tokenizer and safetensors. No code.
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+# Of one that has no safetensors in some place, besides: PyTorch's files of tensors (weights.py).
+PICKLED_FILES = ["pytorch_model*.bin", "*/pytorch_model*.bin"]
 
 
 def locate(source: str, revision: str | None = None) -> Path:
@@ -70,9 +72,15 @@ def _in_package(name: str) -> Path | None:
 def _from_hub(repo_id: str, revision: str | None) -> Path:
     named = f"{repo_id}{f' at {revision}' if revision else ''}"
     try:
-        return Path(
+        folder = Path(
             huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=HUB_FILES)
         )
+        if _lacks_safetensors(folder):
+            # Of the very commit that the first answer was of: the folder is named after it.
+            huggingface_hub.snapshot_download(
+                repo_id, revision=folder.name, allow_patterns=PICKLED_FILES
+            )
+        return folder
     except HFValidationError as error:
         raise SourceNotFound(
             f"{repo_id}: no such folder or installed package, and not the id of a hub model "
@@ -94,6 +102,12 @@ def _from_hub(repo_id: str, revision: str | None) -> Path:
             f"{named}: no such folder or package, not in the hub cache, and the hub cannot be "
             f"reached ({_reason(error)}); copy the model's folder here and name that"
         ) from error
+
+
+def _lacks_safetensors(folder: Path) -> bool:
+    """Whether the network, or a dense head beside it, has its weights in another form."""
+    heads = (path.parent for path in folder.glob("*_Dense/config.json"))
+    return any(not any(place.glob("*.safetensors")) for place in (folder, *heads))
 
 
 def _reason(error: BaseException) -> str:

@@ -20,9 +20,11 @@ from safetensors import SafetensorError, safe_open
 
 from arrowhead_conversion.errors import BadWeights, SourceNotFound
 from arrowhead_conversion.pipeline import Described
-from arrowhead_engine.architectures import Config, architecture
+from arrowhead_engine.architectures import Architecture, Config, architecture
 from arrowhead_engine.compute import DTYPES
 from arrowhead_engine.encoder import tensor_faults
+from arrowhead_engine.general import GeneralConfig
+from arrowhead_engine.layers import Shapes
 from arrowhead_engine.pooling import Heads
 from arrowhead_engine.weightfile import Tensor
 
@@ -54,21 +56,22 @@ def tensors(model: Described, storage: Storage = "float16") -> Iterator[Tensor]:
     config: Config = kind.config(spec.config)
     width = config.width * len(spec.pooling.split("+"))
     network, heads = kind.shapes(config), Heads(spec.heads, width).shapes()
-    # The general path learns the prefix from transformers' module.
-    prefix = config.prefix if kind.prefix is None else kind.prefix  # type: ignore[attr-defined]
+    wanted = {**network, **heads}
     try:
         with ExitStack() as stack:
-            places: dict[str, Place] = {}
-            for theirs, place in _checkpoint(model.network, stack):
-                name = theirs if theirs in network else theirs.removeprefix(prefix)
-                if name in network or not name.startswith(kind.dropped):
-                    places[name] = place
+            places = {
+                name: place
+                for name, place in _renamed(model.network, kind, config, network, stack)
+                if name in network or not name.startswith(kind.dropped)
+            }
+            if isinstance(config, GeneralConfig) and _faults(places, network):
+                # In memory whole, for once: transformers cuts and renames what it read.
+                loaded = config.load(str(model.network))
+                places = {name: _place(tensor) for name, tensor in loaded.items()}
             for i, folder in enumerate(model.heads):
                 for theirs, place in _checkpoint(folder, stack):
                     places[f"dense.{i}.{theirs}"] = place
-            wanted = {**network, **heads}
-            met = {name: place.shape for name, place in places.items()}
-            if faults := tensor_faults(met, wanted):
+            if faults := _faults(places, wanted):
                 raise BadWeights(f"{model.folder}: {faults}")
             for name, shape in wanted.items():
                 tensor = places[name].read()
@@ -82,6 +85,23 @@ def tensors(model: Described, storage: Storage = "float16") -> Iterator[Tensor]:
         ) from error
 
 
+def _renamed(
+    folder: Path, kind: Architecture, config: Config, network: Shapes, stack: ExitStack
+) -> Iterator[tuple[str, Place]]:
+    """The checkpoint of a network under the engine's names, where those can be told."""
+    prefix = config.prefix if isinstance(config, GeneralConfig) else kind.prefix
+    for theirs, place in _checkpoint(folder, stack):
+        yield (theirs if theirs in network else theirs.removeprefix(prefix)), place
+
+
+def _faults(places: dict[str, Place], wanted: Shapes) -> str:
+    return tensor_faults({name: place.shape for name, place in places.items()}, wanted)
+
+
+def _place(tensor: torch.Tensor) -> Place:
+    return Place(tuple(tensor.shape), tensor.detach)
+
+
 def _checkpoint(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Place]]:
     """Every tensor of the checkpoint in `folder`: its name, and where it is."""
     for path in _files(folder):
@@ -92,7 +112,7 @@ def _checkpoint(folder: Path, stack: ExitStack) -> Iterator[tuple[str, Place]]:
                 yield name, Place(shape, partial(file.get_tensor, name))
         else:
             for name, tensor in _unpickled(path).items():
-                yield name, Place(tuple(tensor.shape), tensor.detach)
+                yield name, _place(tensor)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -50,14 +50,15 @@ class Architecture:
         config: its sizes out of a `config.json`.
         shapes: its tensors.
         network: built from config, tensors and compute dtype.
-        prefix: what some checkpoints put before every name; None if the configuration knows it.
+        prefix: what some checkpoints put before every name (of the general path, its
+            configuration knows).
         dropped: beginnings of names that are no part of a sentence embedding.
     """
 
     config: Callable[[dict[str, Any]], Any]
     shapes: Callable[[Any], Shapes]
     network: Callable[[Any, Tensors, torch.dtype], Network]
-    prefix: str | None
+    prefix: str
     dropped: tuple[str, ...]
 
 
@@ -104,7 +105,7 @@ GENERAL = Architecture(
     general.GeneralConfig,
     lambda config: config.shapes,
     general.General,
-    prefix=None,
+    prefix="",
     dropped=(*HEADS, "decoder.", "classifier.", "score."),
 )
 

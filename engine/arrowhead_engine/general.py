@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -94,16 +95,37 @@ class GeneralConfig:
         raw: dict[str, Any] = json.loads(json.dumps(self._raw))
         return raw
 
+    def load(self, folder: str) -> dict[str, Tensor]:
+        """A checkpoint's tensors under the module's names, read by transformers itself.
+
+        It knows how the names and cuts of older checkpoints become those of today's module.
+
+        Raises:
+            UnsupportedModel: all that is missing or of another shape, at once.
+        """
+        with _quiet(self.model_type):
+            module, report = self._class.from_pretrained(
+                folder,
+                config=self._config,
+                dtype="auto",
+                local_files_only=True,
+                output_loading_info=True,
+                **self._options,
+            )
+        faults = [f"missing {name}" for name in sorted(report["missing_keys"])]
+        faults += [f"misshapen {name}" for name in sorted(map(str, report["mismatched_keys"]))]
+        if faults:
+            raise UnsupportedModel(f"{folder}: {'; '.join(faults)}")
+        state: dict[str, Tensor] = module.state_dict()
+        return {name: state[name] for name in self.shapes}
+
     def build(self, weight: Tensors, dtype: torch.dtype) -> Any:
         """The module in `dtype`, over the file's own tensors where they have that dtype.
 
         Raises:
             UnsupportedModel: transformers would make up a tensor that the file does not hold.
         """
-        logging = _transformers(self.model_type).utils.logging
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # a bar for a millisecond's work
-        try:
+        with _quiet(self.model_type):
             module, report = self._class.from_pretrained(
                 None,
                 config=self._config,
@@ -112,9 +134,6 @@ class GeneralConfig:
                 output_loading_info=True,
                 **self._options,
             )
-        finally:
-            if shown:
-                logging.enable_progress_bar()
         if missing := sorted(report["missing_keys"]):
             raise UnsupportedModel(f"{self.model_type}: tensors missing: {', '.join(missing)}")
         return module.eval()
@@ -140,6 +159,21 @@ class General:
             rows = out.reshape(group.texts * group.length, -1)
             parts.append(rows if group.scatter is None else rows.index_select(0, group.scatter))
         return torch.cat(parts)
+
+
+@contextmanager
+def _quiet(model_type: str) -> Iterator[None]:
+    """Without transformers' bar, and its table of keys, which the caller reports in one line."""
+    logging = _transformers(model_type).utils.logging
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _transformers(model_type: str) -> Any:

@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from arrowhead_conversion.errors import SourceNotFound
-from arrowhead_conversion.sources import HUB_FILES, locate
+from arrowhead_conversion.sources import locate
 
 
 def test_a_local_folder(minilm_source: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_package_is_found_without_running_it(
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(SourceNotFound, match=r"has no config\.json"):
+    with pytest.raises(SourceNotFound, match=r"has neither config\.json nor modules\.json"):
         locate(str(tmp_path))
 
 
@@ -63,21 +63,6 @@ def test_offline_says_so() -> None:
     with pytest.raises(SourceNotFound, match=r"the hub cannot be reached .*offline") as caught:
         locate("sentence-transformers/all-MiniLM-L6-v2")
     assert "name that" in str(caught.value)
-
-
-def test_the_hub_is_asked_for_data_only(
-    minilm_source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = {}
-
-    def download(repo_id: str, **options: object) -> str:
-        asked.update(options, repo_id=repo_id)
-        return str(minilm_source)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert locate("org/model", revision="v2") == minilm_source
-    assert asked == {"repo_id": "org/model", "revision": "v2", "allow_patterns": HUB_FILES}
-    assert not any(pattern.endswith((".bin", ".py", ".pt", ".pkl")) for pattern in HUB_FILES)
 
 
 @pytest.mark.parametrize(

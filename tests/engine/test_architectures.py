@@ -92,11 +92,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             parameter.add_(torch.randn_like(parameter) * 0.05)
     kind = architecture(request.param)
     sizes = kind.config(json.loads(config.to_json_string()))
-    prefix = sizes.prefix if kind.prefix is None else kind.prefix
-    state = {
-        name if kind.prefix is None else name.removeprefix(prefix): value
-        for name, value in model.state_dict().items()
-    }
+    state = {name.removeprefix(kind.prefix): value for name, value in model.state_dict().items()}
     path = tmp_path_factory.mktemp("architectures") / f"{request.param}.parquet"
     spec = ModelSpec(request.param, sizes.to_dict(), "mean", True, 150, sizes.width)
     tensors = [
