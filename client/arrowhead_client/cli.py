@@ -33,6 +33,9 @@ COMMANDS = {
     "similarity": Command(
         "arrowhead_client.commands:similarity", None, "Rank texts by likeness to a text."
     ),
+    "verify": Command(
+        "arrowhead_conversion.command:verify", "convert", "Prove a converted model again."
+    ),
 }
 
 

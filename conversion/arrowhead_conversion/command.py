@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`arrowhead convert`. Imports nothing heavy until it runs, so that `--help` is quick."""
+"""`arrowhead convert` and `verify`. They import what is heavy when they run: `--help` is quick."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from arrowhead_conversion.weights import Storage
+    from arrowhead_engine.spec import Certificate
     from arrowhead_engine.weightfile import Compression
 
 EXAMPLES = """
@@ -26,20 +27,29 @@ Examples:
   arrowhead convert ./large --name large --dtype int8 --compression zstd
 """
 
+VERIFY_EXAMPLES = """
+\b
+Examples:
+  arrowhead verify minilm
+  arrowhead verify support --version 2 --source ./my-finetuned-model
+"""
 
-@click.command(epilog=EXAMPLES)
-@click.argument("source")
-@click.option("--name", required=True, help="Name of the model in the repository, and in requests.")
-@click.option("--revision", help="Branch, tag or commit of a hub model.")
-@click.option(
+repository_option = click.option(
     "--repository",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("model_repository"),
     show_default=True,
     envvar="ARROWHEAD_REPOSITORY",
     show_envvar=True,
-    help="The Triton model repository to write to.",
+    help="The Triton model repository.",
 )
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("source")
+@click.option("--name", required=True, help="Name of the model in the repository, and in requests.")
+@click.option("--revision", help="Branch, tag or commit of a hub model.")
+@repository_option
 @click.option(
     "--dtype",
     "storage",
@@ -118,9 +128,47 @@ def convert(
         f"  model        {spec.architecture}, {spec.pooling} pooling, {spec.dimension} dimensions, "
         f"{spec.max_seq_length} tokens"
     )
-    click.echo(
-        f"  certificate  cosine {proof.worst_cosine:.7f} worst, {proof.mean_cosine:.7f} mean over "
-        f"{proof.texts} texts (sentence-transformers {proof.versions['sentence-transformers']})"
-    )
+    _print_certificate("certificate", proof)
     for note in made.notes:
         click.echo(f"  note         {note}")
+
+
+@click.command(epilog=VERIFY_EXAMPLES)
+@click.argument("name")
+@click.option("--version", type=int, help="Which version.  [default: the newest]")
+@click.option("--source", help="Where the source is now.  [default: where it was converted from]")
+@repository_option
+def verify(name: str, version: int | None, source: str | None, repository: Path) -> None:
+    """Prove the converted model NAME again.
+
+    Compares every checksum and hash, and a few vectors as the server does at load. Then, where the
+    model's source can be found, embeds all of the certificate's texts with sentence-transformers
+    and with the engine, and prints both certificates. Exits with 1, and the reason, if the model is
+    not what its certificate says.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from tqdm import tqdm
+
+    from arrowhead_conversion.verify import verify as run
+
+    with tqdm(desc="comparing with sentence-transformers", unit="text", disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        proved = run(name, repository, version=version, source=source, progress=progress)
+    click.echo(f"{proved.name} version {proved.version}: checksums, hashes and vectors match")
+    _print_certificate("recorded", proved.recorded)
+    if proved.recomputed is None:
+        click.echo(f"  not recomputed: {proved.missing}")
+    else:
+        _print_certificate("recomputed", proved.recomputed)
+
+
+def _print_certificate(label: str, proof: Certificate) -> None:
+    click.echo(
+        f"  {label:<11}  cosine {proof.worst_cosine:.7f} worst, {proof.mean_cosine:.7f} mean over "
+        f"{proof.texts} texts (sentence-transformers {proof.versions['sentence-transformers']}); "
+        f"bfloat16 {proof.bfloat16_cosine:.7f}"
+    )
