@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """NomicBERT (Nussbaum et al. 2024, arXiv:2402.01613): BERT with rotary positions and SwiGLU.
 
-Same computation as HuggingFace's `transformers/models/nomic_bert/modeling_nomic_bert.py`.
+Same computation as HuggingFace's `transformers/models/nomic_bert/modeling_nomic_bert.py`; the names
+of the tensors are the checkpoints', which that renames.
 """
 
 from __future__ import annotations
@@ -32,10 +33,32 @@ from arrowhead_engine.linear import Linear
 from arrowhead_engine.packing import Group, Step
 from arrowhead_engine.tensors import Tensors
 
+# The spelling of the first checkpoints' `config.json`, and what else that must say there.
+OLDER = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "n_positions": "max_position_embeddings",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "rotary_emb_base": "rope_theta",
+}
+OLDER_ONLY = {
+    "activation_function": "swiglu",
+    "prenorm": False,
+    "qkv_proj_bias": False,
+    "mlp_fc1_bias": False,
+    "mlp_fc2_bias": False,
+    "use_rms_norm": False,
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "moe_every_n_layers": 0,
+}
+
 
 @dataclass(frozen=True)
 class NomicBertConfig(Sizes):
-    """NomicBERT's sizes."""
+    """NomicBERT's sizes, in the older and the newer spelling of its `config.json`."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -50,7 +73,14 @@ class NomicBertConfig(Sizes):
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> NomicBertConfig:
-        """See `Sizes.from_dict`."""
+        """See `Sizes.from_dict`; what the older spelling says is put into these fields."""
+        for name, known in OLDER_ONLY.items():
+            if (raw.get(name) or False) != known and name in raw:
+                raise UnsupportedModel(f"{name} is {raw[name]!r}; known is {known!r}")
+        raw = {**{OLDER[name]: raw[name] for name in OLDER if name in raw}, **raw}
+        if "max_trained_positions" in raw:  # beyond them positions are stretched, if at all
+            longest = (raw["max_trained_positions"], raw["max_position_embeddings"])
+            raw = {**raw, "max_position_embeddings": min(longest)}
         rope = raw.get("rope_parameters") or {}
         if rope.get("rope_type", "default") != "default":
             raise UnsupportedModel(f"rope_type is {rope['rope_type']!r}; known is 'default'")
@@ -82,16 +112,16 @@ def shapes(config: NomicBertConfig) -> Iterator[Shapes]:
         "embeddings.word_embeddings.weight": (config.vocab_size, d),
         "embeddings.token_type_embeddings.weight": (config.type_vocab_size, d),
     }
-    yield norm_shapes("embeddings.LayerNorm", d)
+    yield norm_shapes("emb_ln", d)
     for i in range(config.num_hidden_layers):
-        at = f"layers.{i}."
-        for part in "qkvo":
-            yield linear_shapes(f"{at}self_attn.{part}_proj", d, d, bias=False)
-        yield norm_shapes(f"{at}post_attention_layernorm", d)
-        yield linear_shapes(f"{at}mlp.gate_proj", wide, d, bias=False)
-        yield linear_shapes(f"{at}mlp.up_proj", wide, d, bias=False)
-        yield linear_shapes(f"{at}mlp.down_proj", d, wide, bias=False)
-        yield norm_shapes(f"{at}post_mlp_layernorm", d)
+        at = f"encoder.layers.{i}."
+        yield linear_shapes(f"{at}attn.Wqkv", 3 * d, d, bias=False)
+        yield linear_shapes(f"{at}attn.out_proj", d, d, bias=False)
+        yield norm_shapes(f"{at}norm1", d)
+        yield linear_shapes(f"{at}mlp.fc12", wide, d, bias=False)
+        yield linear_shapes(f"{at}mlp.fc11", wide, d, bias=False)
+        yield linear_shapes(f"{at}mlp.fc2", d, wide, bias=False)
+        yield norm_shapes(f"{at}norm2", d)
 
 
 @dataclass(frozen=True)
@@ -130,23 +160,22 @@ class NomicBert:
         """Takes its tensors from `weight(name)`, converting once what the dtype asks for."""
         self.words = weight.rows("embeddings.word_embeddings.weight")
         self.token_type = weight("embeddings.token_type_embeddings.weight")[0].float()
-        self.norm = norm(weight, "embeddings.LayerNorm", config.layer_norm_eps)
+        self.norm = norm(weight, "emb_ln", config.layer_norm_eps)
         head = config.hidden_size // config.num_attention_heads
         device = self.words.table.device
         self.rotary = Rotary(config.rope_theta, head, config.max_position_embeddings, device)
         self.layers = []
         for i in range(config.num_hidden_layers):
-            at, eps = f"layers.{i}.", config.layer_norm_eps
-            qkv = [f"{at}self_attn.{part}_proj" for part in "qkv"]
-            gate_up = [f"{at}mlp.gate_proj", f"{at}mlp.up_proj"]
+            at, eps = f"encoder.layers.{i}.", config.layer_norm_eps
+            gate_up = [f"{at}mlp.fc12", f"{at}mlp.fc11"]
             self.layers.append(
                 Layer(
-                    qkv=linear(weight, *qkv, dtype=dtype, bias=False),
-                    attention_out=linear(weight, f"{at}self_attn.o_proj", dtype=dtype, bias=False),
-                    attention_norm=norm(weight, f"{at}post_attention_layernorm", eps),
+                    qkv=linear(weight, f"{at}attn.Wqkv", dtype=dtype, bias=False),
+                    attention_out=linear(weight, f"{at}attn.out_proj", dtype=dtype, bias=False),
+                    attention_norm=norm(weight, f"{at}norm1", eps),
                     gate_up=linear(weight, *gate_up, dtype=dtype, bias=False),
-                    down=linear(weight, f"{at}mlp.down_proj", dtype=dtype, bias=False),
-                    norm=norm(weight, f"{at}post_mlp_layernorm", eps),
+                    down=linear(weight, f"{at}mlp.fc2", dtype=dtype, bias=False),
+                    norm=norm(weight, f"{at}norm2", eps),
                     heads=config.num_attention_heads,
                     dtype=dtype,
                 )

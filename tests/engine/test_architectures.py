@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from arrowhead_engine.architectures import ARCHITECTURES, architecture
 from arrowhead_engine.encoder import Encoder
@@ -92,8 +93,14 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             parameter.add_(torch.randn_like(parameter) * 0.05)
     kind = architecture(request.param)
     sizes = kind.config(json.loads(config.to_json_string()))
-    state = {name.removeprefix(kind.prefix): value for name, value in model.state_dict().items()}
-    path = tmp_path_factory.mktemp("architectures") / f"{request.param}.parquet"
+    folder = tmp_path_factory.mktemp("architectures")
+    if request.param in ARCHITECTURES:  # the names are those of checkpoints
+        model.save_pretrained(folder)
+        state = load_file(folder / "model.safetensors")
+    else:
+        state = model.state_dict()
+    state = {name.removeprefix(kind.prefix): value for name, value in state.items()}
+    path = folder / "weights.parquet"
     spec = ModelSpec(request.param, sizes.to_dict(), "mean", True, 150, sizes.width)
     tensors = [
         Tensor(name, "float32", shape, state[name].contiguous().numpy().tobytes())
@@ -147,6 +154,30 @@ def test_modernberts_older_spelling_means_the_same() -> None:
     older |= {"global_attn_every_n_layers": 3, "global_rope_theta": 160000, "local_rope_theta": 1e4}
     kind = architecture("modernbert")
     assert kind.config(older) == kind.config(newer)
+
+
+def test_nomicberts_older_spelling_means_the_same() -> None:
+    kind = architecture("nomic_bert")
+    older = {
+        "n_embd": 48,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_inner": 80,
+        "n_positions": 8192,
+        "max_trained_positions": 160,
+        "vocab_size": VOCAB,
+        "layer_norm_epsilon": 1e-12,
+        "rotary_emb_base": 1000,
+        "rotary_emb_fraction": 1.0,
+        "activation_function": "swiglu",
+        "prenorm": False,
+        "qkv_proj_bias": False,
+    }
+    newer = json.loads(configs()["nomic_bert"].to_json_string())
+    assert kind.config(older) == kind.config(newer)
+    for name, value in {"prenorm": True, "moe_every_n_layers": 2}.items():
+        with pytest.raises(UnsupportedModel, match=f"{name} is {value}"):
+            kind.config({**older, name: value})
 
 
 @pytest.mark.parametrize(
