@@ -9,6 +9,7 @@ tritonclient takes 50 MB and 0.5 s.
 
 import http.client
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,32 +38,32 @@ class Pulse:
 
     Args:
         address: Where Triton listens.
-        models: What to ask.
+        models: What to ask; may be changed between two beats.
         timeout_s: Seconds until an inference counts as unanswered. Generous: a probe waits in the
             same queue as everybody else, behind the largest batch.
     """
 
     def __init__(
-        self, address: Address, models: tuple[EmbeddingModel, ...], timeout_s: float
+        self, address: Address, models: Collection[EmbeddingModel], timeout_s: float
     ) -> None:
+        self.models = models
         self._host = address.local_host
         self._port = address.http_port
-        self._models = models
         self._timeout_s = timeout_s
         self._suspects: dict[str, _Suspect] = {}
 
     def is_ready(self) -> bool:
-        """Whether Triton says that all models are loaded."""
-        try:
-            status, _ = self._request("GET", "/v2/health/ready", None, _STATUS_TIMEOUT_S)
-        except ProbeError:
-            return False
-        return status == http.client.OK
+        """Whether Triton is up, which it says once all that it found at its start is loaded."""
+        return self._is_ok("/v2/health/ready")
 
-    def failures(self) -> dict[str, str]:
-        """Asks every model once; what went wrong, by the name of the model that failed."""
+    def has_loaded(self, model: EmbeddingModel) -> bool:
+        """Whether Triton says that both parts are loaded at this version."""
+        return all(self._is_ok(f"{_path(part, model.version)}/ready") for part in model.parts)
+
+    def failures(self, models: Collection[EmbeddingModel] | None = None) -> dict[str, str]:
+        """Asks every model once, or these; what went wrong, by the name of what failed."""
         failed: dict[str, str] = {}
-        for model in self._models:
+        for model in self.models if models is None else models:
             text = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [PROBE_TEXT]}
             inputs = [text]
             for step, wanted in (
@@ -70,7 +71,7 @@ class Pulse:
                 (model.encoder, ("embeddings",)),
             ):
                 try:
-                    inputs = self._infer(step, inputs, wanted)
+                    inputs = self._infer(step, model.version, inputs, wanted)
                 except ProbeError as error:
                     failed[step] = str(error)
                     break
@@ -83,7 +84,7 @@ class Pulse:
         failed probe counts only while Triton's own count of that model's answers stands still.
         """
         failed = self.failures()
-        successes = self._success_counts() if failed else {}
+        successes = self._success_counts("/v2/models/stats") if failed else {}
         suspects: dict[str, _Suspect] = {}
         for model, error in failed.items():
             before, now = self._suspects.get(model), successes.get(model)
@@ -95,12 +96,19 @@ class Pulse:
         self._suspects = suspects
         return None
 
+    def answers(self, model: EmbeddingModel) -> int:
+        """How many requests the two parts have answered at this version, by Triton's count."""
+        return sum(
+            sum(self._success_counts(f"{_path(part, model.version)}/stats").values())
+            for part in model.parts
+        )
+
     def _infer(
-        self, model: str, inputs: list[dict[str, Any]], wanted: tuple[str, ...]
+        self, model: str, version: int, inputs: list[dict[str, Any]], wanted: tuple[str, ...]
     ) -> list[dict[str, Any]]:
         """The `wanted` outputs of `model`, in the form in which they are the next one's inputs."""
         body = json.dumps({"inputs": inputs, "outputs": [{"name": name} for name in wanted]})
-        path = f"/v2/models/{model}/infer"
+        path = f"{_path(model, version)}/infer"
         status, answer = self._request("POST", path, body, self._timeout_s)
         if status != http.client.OK:
             raise ProbeError(f"status {status}, {answer.get('error', 'no reason given')}")
@@ -112,15 +120,24 @@ class Pulse:
         except (KeyError, TypeError):
             raise ProbeError("an answer without the outputs asked for") from None
 
-    def _success_counts(self) -> dict[str, int]:
+    def _success_counts(self, path: str) -> dict[str, int]:
+        """Answers by model, of all its versions together."""
+        counts: dict[str, int] = {}
         try:
-            _, answer = self._request("GET", "/v2/models/stats", None, _STATUS_TIMEOUT_S)
-            return {
-                model["name"]: int(model["inference_stats"]["success"]["count"])
-                for model in answer["model_stats"]
-            }
+            _, answer = self._request("GET", path, None, _STATUS_TIMEOUT_S)
+            for model in answer["model_stats"]:
+                count = int(model["inference_stats"]["success"]["count"])
+                counts[model["name"]] = counts.get(model["name"], 0) + count
         except (ProbeError, KeyError, TypeError):
             return {}
+        return counts
+
+    def _is_ok(self, path: str) -> bool:
+        try:
+            status, _ = self._request("GET", path, None, _STATUS_TIMEOUT_S)
+        except ProbeError:
+            return False
+        return status == http.client.OK
 
     def _request(
         self, method: str, path: str, body: str | None, timeout_s: float
@@ -143,3 +160,7 @@ class Pulse:
         if not isinstance(answer, dict):
             raise ProbeError("an answer that is no JSON object")
         return response.status, answer
+
+
+def _path(model: str, version: int) -> str:
+    return f"/v2/models/{model}/versions/{version}"

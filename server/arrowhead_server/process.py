@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -118,7 +118,7 @@ class TritonProcess:
         self._wake = wake
         self._on_line = on_line
         self._unfinished = b""
-        self._stubs: dict[int, tuple[int, str]] = {}  # pidfd -> pid, model
+        self._stubs: dict[int, tuple[int, str, int]] = {}  # pidfd -> pid, model, version
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", _LAUNCH, "arrowhead-triton", *command],
             stdin=janitor.pipe,
@@ -150,27 +150,38 @@ class TritonProcess:
         if self._pidfd in ready:
             return f"tritonserver {_how_it_ended(self._process.wait())}"
         for fd in ready & self._stubs.keys():
-            pid, model = self._stubs[fd]
+            pid, model, _ = self._stubs[fd]
             return f"the process of model '{model}' (pid {pid}) died"
         return None
 
-    def watch_stubs(self) -> None:
-        """From now on `wait` reports the end of the Python stubs that are alive now."""
+    def watch_stubs(self, served: Collection[tuple[str, int]]) -> None:
+        """From now on `wait` reports the end of the stubs of these models' versions, and no other.
+
+        Those of a version that is still loading, or is about to be unloaded, may end as they like.
+        """
+        for fd, (_, *version) in list(self._stubs.items()):
+            if tuple(version) not in served:
+                self._selector.unregister(fd)
+                os.close(fd)
+                del self._stubs[fd]
+        watched = {pid for pid, _, _ in self._stubs.values()}
         for stub in psutil.Process(self.pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, IndexError):
                 arguments = stub.cmdline()
-                if Path(arguments[0]).name != _STUB:
+                if stub.pid in watched or Path(arguments[0]).name != _STUB:
                     continue
                 # repository / model / version / model.py
-                model = Path(arguments[1]).parents[1].name
-                fd = os.pidfd_open(stub.pid)
-                self._stubs[fd] = (stub.pid, model)
-                self._selector.register(fd, selectors.EVENT_READ)
+                folder = Path(arguments[1]).parent
+                model, version_number = folder.parent.name, int(folder.name)
+                if (model, version_number) in served:
+                    fd = os.pidfd_open(stub.pid)
+                    self._stubs[fd] = (stub.pid, model, version_number)
+                    self._selector.register(fd, selectors.EVENT_READ)
 
     def stub_pids(self) -> dict[str, list[int]]:
         """The process ids of the stubs of each model."""
         pids: dict[str, list[int]] = {}
-        for pid, model in list(self._stubs.values()):  # may be asked from another thread
+        for pid, model, _ in list(self._stubs.values()):  # may be asked from another thread
             pids.setdefault(model, []).append(pid)
         return pids
 

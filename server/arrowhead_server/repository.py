@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model repository holds, read from the names of its folders and two facts per ensemble.
+"""What a model repository holds, read from its folders and a few facts of each `config.pbtxt`.
 
-The facts are picked out of `config.pbtxt` by pattern: a real text-format parser comes with
-tritonclient, whose import costs as much as the whole start of Triton (0.5 s), and the only number
-wanted sizes a cache.
+The facts are picked out by pattern: a real text-format parser comes with tritonclient, whose import
+costs as much as the whole start of Triton (0.5 s), and what is wanted is two numbers and a name.
 """
 
 import re
@@ -16,28 +15,46 @@ _COMMENT = re.compile(r"#[^\n]*")
 _ENSEMBLE = re.compile(r'\bplatform\s*:\s*"ensemble"')
 # Brackets are optional in the text format, colons before braces too.
 _OUTPUT_WIDTH = re.compile(r"\boutput\s*:?\s*\[?\s*\{[^}]*\bdims\s*:\s*\[?\s*(\d+)")
+_STEP_VERSION = re.compile(r"\bmodel_version\s*:\s*(-?\d+)")
+_STEP_ENCODER = re.compile(r'\bmodel_name\s*:\s*"([^"]+)_encoder"')
 
 
 @dataclass(frozen=True)
 class EmbeddingModel:
-    """The ensemble `name` over `name_tokenizer` and `name_encoder`: `dimension` floats a text."""
+    """The ensemble `name` over one version of `base_tokenizer` and `base_encoder`.
+
+    Attributes:
+        name: what callers ask for.
+        dimension: floats of a vector.
+        version: of its parts, and of the ensemble itself.
+        base: how its parts' names begin: `name`, except of a candidate, which shares them.
+    """
 
     name: str
     dimension: int
+    version: int
+    base: str
 
     @property
     def tokenizer(self) -> str:
         """The name of the model that turns text into ids."""
-        return f"{self.name}_tokenizer"
+        return f"{self.base}_tokenizer"
 
     @property
     def encoder(self) -> str:
         """The name of the model that turns ids into vectors."""
-        return f"{self.name}_encoder"
+        return f"{self.base}_encoder"
+
+    @property
+    def parts(self) -> tuple[str, str]:
+        """Tokenizer and encoder."""
+        return self.tokenizer, self.encoder
 
 
 def read_repository(repository: Path) -> tuple[EmbeddingModel, ...]:
-    """The embedding models in `repository`, sorted by name.
+    """The embedding models in `repository`, sorted by name, each with its live version.
+
+    That is the version its ensemble's steps are pinned to; where they are not (`-1`), the newest.
 
     Raises:
         RepositoryError: No such folder, no ensemble in it, or an encoder without weights.
@@ -50,53 +67,53 @@ def read_repository(repository: Path) -> tuple[EmbeddingModel, ...]:
     models = tuple(
         model
         for config in sorted(repository.glob("*/config.pbtxt"))
-        if (model := _embedding_model(config)) is not None
+        if (model := _embedding_model(repository, config)) is not None
     )
     if not models:
         raise RepositoryError(
             f"{repository} holds no embedding model: make one with "
             f"`arrowhead convert SOURCE --name NAME --repository {repository}`"
         )
-    for model in models:
-        _check_weights(repository, model)
     return models
 
 
-def offer(repository: Path, folder: Path) -> None:
-    """Makes `folder` what Triton is shown of the repository: a link for each model that is whole.
-
-    A model that a conversion is still writing has no `config.pbtxt` yet; shown to Triton, it would
-    keep all others from being served. And Triton's Python stubs never start on a path with a blank
-    or a letter beyond ASCII in it, which this one has not.
-    """
-    folder.mkdir(exist_ok=True)
-    for link in folder.iterdir():
-        link.unlink()
-    for config in repository.glob("*/config.pbtxt"):
-        (folder / config.parent.name).symlink_to(config.parent)
-
-
-def _embedding_model(config: Path) -> EmbeddingModel | None:
+def _embedding_model(repository: Path, config: Path) -> EmbeddingModel | None:
     text = _COMMENT.sub("", config.read_text(encoding="utf-8"))
     if not _ENSEMBLE.search(text):
         return None
     name = config.parent.name
-    width = _OUTPUT_WIDTH.search(text)
-    if width is None:
+    width, encoder = _OUTPUT_WIDTH.search(text), _STEP_ENCODER.search(text)
+    if width is None or encoder is None:
+        what = "no output of one fixed width" if width is None else "no step through an encoder"
         raise RepositoryError(
-            f"{config} declares no output of one fixed width: write the model's folders again "
+            f"{config} declares {what}: write the model's folders again "
             f"with `arrowhead convert SOURCE --name {name}`"
         )
-    return EmbeddingModel(name, int(width[1]))
+    pins = {int(pin) for pin in _STEP_VERSION.findall(text)}
+    if len(pins) > 1:
+        raise RepositoryError(
+            f"{config} pins its steps to different versions ({', '.join(map(str, sorted(pins)))}): "
+            f"run `arrowhead promote {name}`"
+        )
+    pinned = next(iter(pins), -1)
+    model = EmbeddingModel(name, int(width[1]), pinned, encoder[1])
+    _check_parts(repository, model)
+    if pinned == -1:
+        model = EmbeddingModel(name, int(width[1]), _newest(repository, model), encoder[1])
+    _check_weights(repository, model)
+    return model
 
 
-def _check_weights(repository: Path, model: EmbeddingModel) -> None:
-    for part in (model.tokenizer, model.encoder):
+def _check_parts(repository: Path, model: EmbeddingModel) -> None:
+    for part in model.parts:
         if not (repository / part / "config.pbtxt").is_file():
             raise RepositoryError(
                 f"model '{model.name}' needs '{part}', which {repository} does not hold: "
-                f"write it with `arrowhead convert SOURCE --name {model.name}`"
+                f"write it with `arrowhead convert SOURCE --name {model.base}`"
             )
+
+
+def _newest(repository: Path, model: EmbeddingModel) -> int:
     newest = {
         part: max(
             (
@@ -106,19 +123,28 @@ def _check_weights(repository: Path, model: EmbeddingModel) -> None:
             ),
             default=1,
         )
-        for part in (model.name, model.tokenizer, model.encoder)
+        for part in (model.name, *model.parts)
     }
-    # Triton serves the highest version of each, so a conversion killed while it published would
-    # put a new tokenizer before an old encoder.
+    # Without pins Triton serves the highest version of each, so a conversion killed while it
+    # published would put a new tokenizer before an old encoder.
     if len(set(newest.values())) > 1:
         met = ", ".join(f"{part} {version}" for part, version in newest.items())
         raise RepositoryError(
             f"model '{model.name}' has parts of unequal version ({met}): "
             f"run `arrowhead convert SOURCE --name {model.name}` again"
         )
-    weights = repository / model.encoder / str(newest[model.encoder]) / "weights.parquet"
+    return newest[model.encoder]
+
+
+def _check_weights(repository: Path, model: EmbeddingModel) -> None:
+    weights = repository / model.encoder / str(model.version) / "weights.parquet"
     if not weights.is_file():
         raise RepositoryError(
             f"model '{model.name}' has no weights yet ({weights} is missing): "
-            f"run `arrowhead convert SOURCE --name {model.name}` first"
+            f"run `arrowhead convert SOURCE --name {model.base}` first"
+        )
+    if not (repository / model.tokenizer / str(model.version)).is_dir():
+        raise RepositoryError(
+            f"model '{model.name}' has no version {model.version} of '{model.tokenizer}': "
+            f"run `arrowhead rollback {model.base}`, or convert it again"
         )

@@ -39,7 +39,8 @@ from arrowhead_server.errors import (
 from arrowhead_server.log import Log, is_for_operators
 from arrowhead_server.probe import Pulse
 from arrowhead_server.process import Janitor, TritonProcess
-from arrowhead_server.repository import offer, read_repository
+from arrowhead_server.repository import EmbeddingModel, read_repository
+from arrowhead_server.rollout import Rollout, State
 
 LOGGER = logging.getLogger(__name__)
 TRITON_LOGGER = logging.getLogger(f"{__name__}.triton")
@@ -48,6 +49,7 @@ _Answer = TypeVar("_Answer")
 
 START_TIMEOUT_S = 300.0  # large models on slow disks
 READINESS_POLL_S = 0.02
+LOOK_INTERVAL_S = 1.0  # between two looks at the repository; Triton takes its own as often
 MAX_FAILED_STARTS = 5
 # A server that lived this long was well; one that dies sooner waits before it starts again.
 STABLE_AFTER_S = 10.0
@@ -76,7 +78,6 @@ class Server:
             the largest batch takes.
 
     Attributes:
-        models: What is served.
         ready_s: Seconds that the last start took, to a real answer of every model.
         restarts: Every recovery so far, oldest first.
 
@@ -98,7 +99,7 @@ class Server:
             raise TritonNotFoundError("Triton runs on Linux only: use the container elsewhere")
         self.repository = repository.resolve()
         self.address = address
-        self.models = read_repository(self.repository)
+        read_repository(self.repository)
         self.ready_s = 0.0
         self.restarts: list[Restart] = []
         self._verbose = verbose
@@ -107,7 +108,8 @@ class Server:
         # Distinct between servers side by side, so that each removes its own files only.
         self._shm_prefix = f"arrowhead-{os.getpid()}-{secrets.token_hex(4)}-"
         self._process: TritonProcess | None = None
-        self._pulse = Pulse(address, self.models, probe_timeout_s)
+        self._pulse = Pulse(address, (), probe_timeout_s)
+        self._rollout: Rollout | None = None
         self._log = Log()
         self._early_deaths = 0
         self._is_up = False
@@ -116,6 +118,12 @@ class Server:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="arrowhead-supervisor")
         self._life: Future[None] | None = None
+
+    @property
+    def models(self) -> tuple[EmbeddingModel, ...]:
+        """What is served now."""
+        rollout = self._rollout
+        return rollout.models if rollout is not None else read_repository(self.repository)
 
     @property
     def http_url(self) -> str:
@@ -202,41 +210,45 @@ class Server:
             # Runs before the prober's exit, which waits for a probe that may hang in a dead Triton.
             stack.callback(self._end)
             found = triton.find_triton(runtime)
-            start = partial(self._start_once, found, runtime / "models", janitor, prober)
+            looker = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="rollout"))
+            rollout = self._rollout = Rollout(self.repository, runtime / "models")
+            start = partial(self._start_once, found, rollout, janitor, prober)
             start()
             began = time.monotonic()
-            while not self._stopping and (reason := self._watch(prober)) is not None:
+            while not self._stopping and (reason := self._watch(prober, looker, rollout)):
                 self._recover(reason, start, lived_s=time.monotonic() - began)
                 began = time.monotonic()
 
     def _start_once(
-        self, found: triton.Triton, shown: Path, janitor: Janitor, prober: ThreadPoolExecutor
+        self, found: triton.Triton, rollout: Rollout, janitor: Janitor, prober: ThreadPoolExecutor
     ) -> None:
         """One try: returns once every model has answered, or once `stop` was asked for."""
         began = time.monotonic()
         check_ports(self.address)
         self._log = Log()
-        offer(self.repository, shown)
+        rollout.begin()
         command = triton.command_line(
             found,
-            shown,
-            self.models,
+            rollout.shown.folder,
+            rollout.models,
             self.address,
             shm_prefix=self._shm_prefix,
             verbose=self._verbose,
         )
         process = TritonProcess(command, found.environment, janitor, self._wake, self._on_line)
         self._process = process
-        self._pulse = pulse = Pulse(self.address, self.models, self._probe_timeout_s)
+        self._pulse = pulse = Pulse(self.address, rollout.models, self._probe_timeout_s)
         while not pulse.is_ready():
             ended = process.wait(READINESS_POLL_S)
             if self._stopping:
                 return
             if ended is not None or self._log.is_fatal:
-                raise StartError(self._log.cause() or f"{ended} before it was ready")
+                cause = self._log.cause() or f"{ended} before it was ready"
+                raise StartError(f"{cause}{_way_back(cause, rollout.models)}")
             if time.monotonic() - began > START_TIMEOUT_S:
                 raise StartError(f"Triton was not ready within {START_TIMEOUT_S:.0f} s")
-        process.watch_stubs()
+        rollout.begun()
+        process.watch_stubs(rollout.live)
         first = self._ask(prober, pulse.failures)
         while not first.done():
             if (ended := process.wait(START_TIMEOUT_S)) is not None:
@@ -249,16 +261,29 @@ class Server:
         self._is_up = True
         self._ready_or_over.set()
 
-    def _watch(self, prober: ThreadPoolExecutor) -> str | None:
+    def _watch(
+        self, prober: ThreadPoolExecutor, looker: ThreadPoolExecutor, rollout: Rollout
+    ) -> str | None:
         """Returns why the server must be restarted, or None once `stop` was asked for."""
         process, pulse = self._process, self._pulse
         assert process is not None  # noqa: S101 (tells the type checker)
         probe: Future[str | None] | None = None
+        look: Future[State] | None = None
         next_probe = time.monotonic() + self._probe_interval_s
+        next_look = time.monotonic() + LOOK_INTERVAL_S
         while not self._stopping:
-            timeout_s = self._probe_interval_s if probe else next_probe - time.monotonic()
-            if (ended := process.wait(timeout_s)) is not None:
+            # A question that is being asked wakes us with its answer.
+            due = [self._probe_interval_s]
+            due += [] if probe else [next_probe - time.monotonic()]
+            due += [] if look else [next_look - time.monotonic()]
+            if (ended := process.wait(min(due))) is not None:
                 return ended
+            if look is None:
+                if time.monotonic() >= next_look:
+                    look = self._ask(looker, partial(rollout.look, pulse))
+            elif look.done():
+                self._follow(look.result(), rollout, process, pulse)
+                look, next_look = None, time.monotonic() + LOOK_INTERVAL_S
             if probe is None:
                 if time.monotonic() >= next_probe:
                     probe = self._ask(prober, pulse.beat)
@@ -268,6 +293,14 @@ class Server:
                 probe = None
                 next_probe = time.monotonic() + self._probe_interval_s
         return None
+
+    def _follow(self, state: State, rollout: Rollout, process: TritonProcess, pulse: Pulse) -> None:
+        """Shows Triton the next state; takes leave first of the processes that will end."""
+        staying = {part for part in rollout.live if _is_of(part, state)}
+        process.watch_stubs(staying)
+        if state != rollout.state:
+            rollout.apply(state)
+        pulse.models = rollout.models
 
     def _recover(self, reason: str, start: Callable[[], None], *, lived_s: float) -> None:
         """Kills what is left and starts anew on the same ports, until it answers again.
@@ -325,10 +358,25 @@ class Server:
 
     def _on_line(self, line: str) -> None:
         self._log.add(line)
+        if self._rollout is not None:
+            self._rollout.hear(line)
         if self._verbose:
             TRITON_LOGGER.info("%s", line)
         elif self._is_up and is_for_operators(line):
             TRITON_LOGGER.warning("%s", line)
+
+
+def _is_of(part: tuple[str, int], state: State) -> bool:
+    name, version = part
+    return (name.rpartition("_")[0], version) in state.pairs
+
+
+def _way_back(cause: str, models: tuple[EmbeddingModel, ...]) -> str:
+    """What to do about a later version that does not load: there is one before it."""
+    for model in models:
+        if model.version > 1 and any(f"'{part}'" in cause for part in model.parts):
+            return f"; go back to an earlier version with `arrowhead rollback {model.base}`"
+    return ""
 
 
 @contextmanager

@@ -165,9 +165,12 @@ def command_line(
         f"--metrics-port={address.metrics_port}",
         f"--http-restricted-api={closed}",
         f"--grpc-restricted-protocol={closed}",
-        "--model-control-mode=none",
+        # It serves what it is shown (shown.py) and looks again every second.
+        "--model-control-mode=poll",
+        "--repository-poll-secs=1",
         "--exit-on-error=true",
-        "--strict-readiness=true",
+        # Strict, the server would be unready for ever once a version was refused or taken away.
+        "--strict-readiness=false",
         # Our configurations are complete, and completing them would import every model twice.
         "--disable-auto-complete-config",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",

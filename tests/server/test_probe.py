@@ -80,7 +80,7 @@ def fake() -> FakeTriton:
 @pytest.fixture
 def pulse(fake: FakeTriton) -> Iterator[Pulse]:
     with listening(fake) as port:
-        yield Pulse(Address(http_port=port), (EmbeddingModel("toy", 1),), timeout_s=5.0)
+        yield Pulse(Address(http_port=port), (EmbeddingModel("toy", 1, 1, "toy"),), timeout_s=5.0)
 
 
 def test_the_encoder_gets_what_the_tokenizer_said(pulse: Pulse, fake: FakeTriton) -> None:
@@ -130,7 +130,7 @@ def test_an_answer_that_makes_no_sense_is_a_failure(
 
 def test_nobody_listening_is_a_failure_and_not_ready() -> None:
     address = Address(http_port=1)
-    pulse = Pulse(address, (EmbeddingModel("toy", 1),), timeout_s=1.0)
+    pulse = Pulse(address, (EmbeddingModel("toy", 1, 1, "toy"),), timeout_s=1.0)
     assert not pulse.is_ready()
     assert "connection failed" in pulse.failures()["toy_tokenizer"]
     assert [pulse.beat() for _ in range(FAILURES_IN_A_ROW)][-1] is not None

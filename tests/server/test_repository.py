@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from arrowhead_server.errors import RepositoryError
-from arrowhead_server.repository import EmbeddingModel, offer, read_repository
+from arrowhead_server.repository import EmbeddingModel, read_repository
 
 
 def test_reads_name_and_width_of_each_ensemble(make_repository: Callable[..., Path]) -> None:
-    assert read_repository(make_repository()) == (EmbeddingModel("toy", 8),)
+    assert read_repository(make_repository()) == (EmbeddingModel("toy", 8, 1, "toy"),)
 
 
 def test_the_repository_of_this_project_is_understood(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_the_repository_of_this_project_is_understood(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="'minilm' has no weights yet"):
         read_repository(tmp_path)
     (tmp_path / "minilm_encoder" / "1" / "weights.parquet").touch()
-    assert read_repository(tmp_path) == (EmbeddingModel("minilm", 384),)
+    assert read_repository(tmp_path) == (EmbeddingModel("minilm", 384, 1, "minilm"),)
 
 
 def test_missing_folder(tmp_path: Path) -> None:
@@ -53,18 +53,6 @@ def test_parts_of_unequal_version_are_not_served(make_repository: Callable[..., 
     (repository / "toy_tokenizer" / "2").mkdir()
     with pytest.raises(RepositoryError, match=r"unequal version \(toy 1, toy_tokenizer 2, toy_enc"):
         read_repository(repository)
-
-
-def test_triton_is_shown_whole_models_only(
-    make_repository: Callable[..., Path], tmp_path: Path
-) -> None:
-    repository = make_repository()
-    (repository / "half_tokenizer" / ".staging").mkdir(parents=True)
-    shown = tmp_path / "shown"
-    for _ in range(2):
-        offer(repository, shown)
-        assert {link.name for link in shown.iterdir()} == {"toy", "toy_tokenizer", "toy_encoder"}
-    assert (shown / "toy" / "config.pbtxt").samefile(repository / "toy" / "config.pbtxt")
 
 
 def test_a_part_is_missing(make_repository: Callable[..., Path]) -> None:

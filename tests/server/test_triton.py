@@ -111,9 +111,13 @@ def test_listens_on_loopback_by_default() -> None:
 
 def test_the_cache_holds_ten_thousand_vectors_of_each_model() -> None:
     # 1,617 bytes an entry were measured at 384 floats.
-    one = int(options(EmbeddingModel("a", 384))["--cache-config"].removeprefix("local,size="))
+    one = int(
+        options(EmbeddingModel("a", 384, 1, "a"))["--cache-config"].removeprefix("local,size=")
+    )
     assert 10_000 * 1617 < one < 10_000 * 1617 * 1.1
-    two = options(EmbeddingModel("a", 384), EmbeddingModel("b", 384))["--cache-config"]
+    two = options(EmbeddingModel("a", 384, 1, "a"), EmbeddingModel("b", 384, 1, "b"))[
+        "--cache-config"
+    ]
     assert two == f"local,size={2 * one}"
 
 

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder that Triton is shown: private, written by us alone, looked at by Triton every second.
+
+    shown/minilm/config.pbtxt            the repository's, pinned to one version
+                 1/  2/                  empty, and always there (see `show_ensemble`)
+    shown/minilm_encoder/config.pbtxt    the repository's, all versions that are shown
+                         1/              links to the files of the repository's version folder
+                         warmup          a link
+
+What is in it is what Triton serves (`--model-control-mode=poll`): no administration API is needed,
+so none is open. A model that a conversion is still writing is not in it; and Triton's Python stubs
+never start on a path with a blank or a letter beyond ASCII, which this one has not.
+
+Measured with Triton 2.51: a version that is added loads beside the others, which stay untouched as
+long as their own files do; one that is taken away is unloaded and its process ends; a change of the
+ensemble's configuration is taken up at one moment, and requests in flight end on what they began.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from arrowhead_server.repository import EmbeddingModel
+
+_POLICY = re.compile(
+    r"\bversion_policy\s*:?\s*\{\s*\w+\s*:?\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}\s*\}\s*\n?"
+)
+_PIN = re.compile(r"(\bmodel_version\s*:\s*)-?\d+")
+
+
+class Shown:
+    """The folder and its changes, each of which Triton sees whole or not at all.
+
+    Args:
+        repository: what is served.
+        folder: to be made, on a path without blanks; beside it lies what is being prepared.
+    """
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self._repository = repository
+        self._folder = folder
+        self._stage = folder.with_name(f"{folder.name}-stage")
+
+    @property
+    def folder(self) -> Path:
+        """What Triton is to be given as its model repository."""
+        return self._folder
+
+    def clear(self) -> None:
+        """Begins anew, for a Triton that is not running."""
+        for folder in (self._folder, self._stage):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+
+    def show_part(self, part: str, version: int) -> None:
+        """Adds a version of a tokenizer or encoder."""
+        source, target = self._repository / part, self._folder / part
+        stage = self._stage / f"{part}-{version}"
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir()
+        for file in (source / str(version)).iterdir():
+            if file.is_file():
+                (stage / file.name).symlink_to(file)
+        # In place of the folder in which Python would keep the compiled model.py. Triton would take
+        # that for a change of the version and load it once more, with everything that uses it.
+        (stage / "__pycache__").touch()
+        if target.is_dir():
+            stage.rename(target / str(version))
+            return
+        model = self._stage / part
+        shutil.rmtree(model, ignore_errors=True)
+        model.mkdir()
+        stage.rename(model / str(version))
+        for extra in source.iterdir():  # what the configuration names, such as `warmup`
+            if extra.is_dir() and not extra.name.isdecimal() and not extra.name.startswith("."):
+                (model / extra.name).symlink_to(extra)
+        config = (source / "config.pbtxt").read_text(encoding="utf-8")
+        config = _POLICY.sub("", config) + "\nversion_policy: { all { } }\n"
+        (model / "config.pbtxt").write_text(config, encoding="utf-8")
+        model.rename(target)
+
+    def hide_part(self, part: str, version: int) -> None:
+        """Takes a version away; with the last one the model itself goes."""
+        target = self._folder / part
+        if sum(folder.name.isdecimal() for folder in target.iterdir()) == 1:
+            target.rename(self._stage / f"{part}-gone")
+            shutil.rmtree(self._stage / f"{part}-gone")
+        else:
+            (target / str(version)).rename(self._stage / f"{part}-{version}-gone")
+            shutil.rmtree(self._stage / f"{part}-{version}-gone")
+
+    def show_ensemble(self, model: EmbeddingModel) -> None:
+        """Serves the model at its version, from the next look that Triton takes."""
+        config = (self._repository / model.name / "config.pbtxt").read_text(encoding="utf-8")
+        config = _PIN.sub(rf"\g<1>{model.version}", _POLICY.sub("", config))
+        config += f"\nversion_policy: {{ specific {{ versions: [ {model.version} ] }} }}\n"
+        target = self._folder / model.name
+        if not target.is_dir():
+            stage = self._stage / model.name
+            shutil.rmtree(stage, ignore_errors=True)
+            (stage / str(model.version)).mkdir(parents=True)
+            (stage / "config.pbtxt").write_text(config, encoding="utf-8")
+            stage.rename(target)
+            return
+        # The folders of earlier versions stay: which one is served is said in the configuration
+        # alone. Triton reads that and the folders at different times, and would else, in between,
+        # load the new version with the old one's steps: wrong vectors, kept by the response cache.
+        (target / str(model.version)).mkdir(exist_ok=True)
+        draft = self._stage / f"{model.name}.pbtxt"
+        draft.write_text(config, encoding="utf-8")
+        draft.replace(target / "config.pbtxt")
+
+    def hide_ensemble(self, name: str) -> None:
+        """Stops serving a model."""
+        gone = self._stage / f"{name}-gone"
+        (self._folder / name).rename(gone)
+        shutil.rmtree(gone)
