@@ -29,6 +29,18 @@ COMMANDS = {
     ),
     "embed": Command("arrowhead_client.commands:embed", None, "Turn texts into vectors."),
     "inspect": Command("arrowhead_engine.inspect:inspect", "engine", "Look into a weight file."),
+    "models": Command(
+        "arrowhead_conversion.registry_commands:models", "convert", "List models and versions."
+    ),
+    "promote": Command(
+        "arrowhead_conversion.registry_commands:promote", "convert", "Make a version live."
+    ),
+    "remove": Command(
+        "arrowhead_conversion.registry_commands:remove", "convert", "Remove a version or a model."
+    ),
+    "rollback": Command(
+        "arrowhead_conversion.registry_commands:rollback", "convert", "Go back a version."
+    ),
     "serve": Command("arrowhead_server.command:serve", "serve", "Start and watch Triton."),
     "similarity": Command(
         "arrowhead_client.commands:similarity", None, "Rank texts by likeness to a text."

@@ -66,6 +66,12 @@ repository_option = click.option(
     help="Of the weight file. What is compressed is smaller to ship, and cannot be mapped.",
 )
 @click.option(
+    "--promote/--no-promote",
+    default=True,
+    show_default=True,
+    help="Serve the new version of a known NAME at once, or leave that to `arrowhead promote`.",
+)
+@click.option(
     "--pooling",
     type=click.Choice(["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]),
     help="How token vectors become one, for a model without modules.json.  [default: mean]",
@@ -87,6 +93,7 @@ def convert(
     repository: Path,
     storage: Storage,
     compression: Compression,
+    promote: bool,
     pooling: str | None,
     normalize: bool | None,
     max_seq_length: int | None,
@@ -116,6 +123,7 @@ def convert(
             choices=Choices(pooling, normalize, max_seq_length),
             storage=storage,
             compression=compression,
+            promote=promote,
         )
     except OSError as error:  # a full disk, no permission
         raise click.ClickException(
@@ -129,13 +137,15 @@ def convert(
         f"{spec.max_seq_length} tokens"
     )
     _print_certificate("certificate", proof)
+    if not promote and made.version > 1:
+        click.echo(f"  not live     `arrowhead promote {made.name} {made.version}` makes it so")
     for note in made.notes:
         click.echo(f"  note         {note}")
 
 
 @click.command(epilog=VERIFY_EXAMPLES)
 @click.argument("name")
-@click.option("--version", type=int, help="Which version.  [default: the newest]")
+@click.option("--version", type=int, help="Which version.  [default: the live one]")
 @click.option("--source", help="Where the source is now.  [default: where it was converted from]")
 @repository_option
 def verify(name: str, version: int | None, source: str | None, repository: Path) -> None:

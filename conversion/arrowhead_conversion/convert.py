@@ -48,6 +48,7 @@ def convert(
     choices: pipeline.Choices | None = None,
     storage: weights.Storage = "float16",
     compression: Compression = "none",
+    promote: bool = True,
     progress: bool | None = None,
 ) -> Converted:
     """Converts a model and publishes it as the next version of `name`.
@@ -60,6 +61,7 @@ def convert(
         choices: what the user decides of pooling, normalising and the limit.
         storage: the dtype of the weights in the file.
         compression: of the file; only one without can be mapped.
+        promote: whether it becomes the version that is served; a first version always does.
         progress: bars on stderr; None shows them on a terminal only.
 
     Raises:
@@ -79,7 +81,9 @@ def convert(
             f"{source}: its tokenizer gives ids up to {highest}, its network knows {known} (0 to "
             f"{known - 1})"
         )
-    with repository.staged(repository_path, name, spec.dimension) as (stages, version):
+    with repository.staged(
+        repository_path, name, spec.dimension, spec.prompts, promote=promote
+    ) as (stages, version):
         path = stages["_encoder"] / "weights.parquet"
         metadata = {MODEL_KEY: spec.to_json()}
         with tqdm(desc="writing weights", unit="B", unit_scale=True, disable=hide) as bar:

@@ -6,6 +6,8 @@ ConversionError
 ├── UnsupportedSource   found, but of a kind that would not be converted faithfully
 ├── BadWeights          tensors missing, of a wrong shape, or not finite
 ├── InvalidName         not a name for a model
+├── Busy                another conversion to the same name is at work
+├── RegistryError       no such model or version in the repository, or one that must stay
 └── NotFaithful         converted, but its vectors are not the source's
 """
 
@@ -34,6 +36,10 @@ class InvalidName(ConversionError):
 
 class Busy(ConversionError):
     """Another conversion to the same name is at work."""
+
+
+class RegistryError(ConversionError):
+    """No such model or version in the repository, or one that must stay as it is."""
 
 
 class NotFaithful(ConversionError):

@@ -11,18 +11,21 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
+from arrowhead_conversion import pins
 from arrowhead_conversion.errors import Busy, InvalidName, UnsupportedSource
 
 TEMPLATE = "minilm"
 WIDTH = "dims: [ 384 ]"  # of the template's embeddings
 # Published in this order: callers, and `arrowhead serve`, come in through the ensemble.
 PARTS = ("_tokenizer", "_encoder", "")
+CANDIDATE = "_candidate"
+RESERVED = ("_tokenizer", "_encoder", CANDIDATE)
 WARMUP_TOKENS = 16
 
 
@@ -32,10 +35,10 @@ def check_name(name: str) -> None:
     Raises:
         InvalidName: says what a name looks like.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or name.endswith(PARTS[:2]):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or name.endswith(RESERVED):
         raise InvalidName(
             f"{name!r} is not a model name: up to 64 letters, digits, '.', '_' or '-', beginning "
-            "with a letter or digit, and not ending in _tokenizer or _encoder"
+            f"with a letter or digit, and not ending in {', '.join(RESERVED)}"
         )
 
 
@@ -46,22 +49,36 @@ def versions(repository: Path, name: str) -> list[int]:
 
 
 @contextmanager
-def staged(repository: Path, name: str, dimension: int) -> Iterator[tuple[dict[str, Path], int]]:
+def staged(
+    repository: Path,
+    name: str,
+    dimension: int,
+    prompts: Mapping[str, str],
+    *,
+    promote: bool = True,
+) -> Iterator[tuple[dict[str, Path], int]]:
     """Three hidden version folders to fill; when the block ends well, they become the next version.
 
     Yields the folder for each of `PARTS`, the model code already in it, and the version's number.
-    Each folder appears whole, by a rename, and an ensemble's last. The three renames are not one:
-    who is killed between them leaves parts of unequal version, which `arrowhead serve` refuses and
-    the next conversion mends.
+    Each folder appears whole, by a rename. It is served once the configurations name it, which are
+    written last: who is killed before that leaves what was served as it was.
+
+    Args:
+        repository: the Triton model repository.
+        name: of the model.
+        dimension: D.
+        prompts: of the model, by name.
+        promote: whether the new version becomes the live one; a first version always does.
 
     Raises:
         Busy: another conversion to this name is at work.
         UnsupportedSource: the name is in use for embeddings of another width.
     """
     folders = {part: repository / f"{name}{part}" for part in PARTS}
-    with _locked(folders["_encoder"], name):
+    with locked(repository, name):
         _check_width(folders, dimension)
-        version = max(versions(repository, name), default=0) + 1
+        before = versions(repository, name)
+        version = max(before, default=0) + 1
         stages = {part: folder / ".staging" for part, folder in folders.items()}
         try:
             for part, stage in stages.items():
@@ -72,8 +89,11 @@ def staged(repository: Path, name: str, dimension: int) -> Iterator[tuple[dict[s
                 shutil.copyfile(template() / f"{TEMPLATE}{part}" / "1" / file, stage / file)
             yield stages, version
             for part, stage in stages.items():
-                _write_config(folders[part], name, part, dimension)
+                if part == "_encoder":
+                    _write_warmup(folders[part] / "warmup")
                 _publish(stage, folders[part] / str(version))
+            if promote or not before:
+                make_live(repository, name, version, dimension=dimension, prompts=prompts)
         finally:
             for stage in stages.values():
                 shutil.rmtree(stage, ignore_errors=True)
@@ -83,7 +103,13 @@ def staged(repository: Path, name: str, dimension: int) -> Iterator[tuple[dict[s
 
 
 @contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
+def locked(repository: Path, name: str) -> Iterator[None]:
+    """Nobody else changes the model meanwhile.
+
+    Raises:
+        Busy: somebody does already.
+    """
+    folder = repository / f"{name}_encoder"
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -123,18 +149,53 @@ def template() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "model_repository"
 
 
-def _write_config(folder: Path, name: str, part: str, dimension: int) -> None:
-    if part == "_encoder":
-        _write_warmup(folder / "warmup")
-    path = folder / "config.pbtxt"
+def make_live(
+    repository: Path,
+    name: str,
+    version: int,
+    *,
+    dimension: int,
+    prompts: Mapping[str, str],
+    previous: int | None = None,
+) -> None:
+    """Names a version in the three configurations, each of which is replaced whole.
+
+    The ensemble's comes last: what its steps are pinned to is what is served. Those of a new model
+    are made from the template's; others keep what their owner wrote into them.
+
+    Args:
+        repository: the Triton model repository.
+        name: of the model.
+        version: the one that is to be live; its folders are there.
+        dimension: D.
+        prompts: by name; kept in the ensemble's parameters, where clients look them up.
+        previous: the version to go back to; None is the one that is live now, if there is one.
+    """
+    if previous is None:
+        previous = pins.live(repository, name)
+    candidate = pins.pin(repository / f"{name}{CANDIDATE}")
+    served = sorted({version, *([candidate] if candidate else [])})
+    for part in PARTS:
+        folder = repository / f"{name}{part}"
+        text = _config(folder / "config.pbtxt", name, part, dimension)
+        if part:
+            text = pins.with_versions(text, served)
+        else:
+            text = pins.with_versions(pins.with_pin(text, version), [version])
+            facts = {f"prompt.{key}": prompt for key, prompt in prompts.items()}
+            if previous and previous != version:
+                facts[pins.PREVIOUS] = str(previous)
+            text = pins.with_facts(text, facts)
+        pins.replace(folder / "config.pbtxt", text)
+
+
+def _config(path: Path, name: str, part: str, dimension: int) -> str:
+    """The configuration that is there, or the template's for this model."""
     if path.exists():  # the user's own settings, or minilm's in the source tree
-        return
+        return path.read_text(encoding="utf-8")
     # As text, not as a parsed message, so that the comments that explain the settings come along.
     text = (template() / f"{TEMPLATE}{part}" / "config.pbtxt").read_text(encoding="utf-8")
-    text = text.replace(f'"{TEMPLATE}', f'"{name}').replace(WIDTH, f"dims: [ {dimension} ]")
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    return text.replace(f'"{TEMPLATE}', f'"{name}').replace(WIDTH, f"dims: [ {dimension} ]")
 
 
 def _write_warmup(folder: Path) -> None:

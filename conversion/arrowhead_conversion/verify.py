@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arrowhead_conversion import certificate, pipeline, repository, sources
+from arrowhead_conversion import certificate, pins, pipeline, repository, sources
 from arrowhead_conversion.errors import NotFaithful, SourceNotFound
 from arrowhead_conversion.weights import Storage
 from arrowhead_engine.encoder import Encoder
@@ -47,7 +47,7 @@ def verify(
     Args:
         name: a model in the repository.
         repository_path: the Triton model repository.
-        version: which version; None is the newest.
+        version: which version; None is the live one.
         source: where the source is now, if not where it was converted from.
         progress: called with how many texts were compared, and of how many.
 
@@ -62,7 +62,7 @@ def verify(
             f"{repository_path} holds no {name!r}{f' version {version}' if version else ''}; "
             f"versions there: {', '.join(map(str, known)) or 'none'}"
         )
-    version = version or known[-1]
+    version = version or pins.live(repository_path, name) or known[-1]
     weights = repository_path / f"{name}_encoder" / str(version) / "weights.parquet"
     tokenizer_folder = repository_path / f"{name}_tokenizer" / str(version)
     Tokenizer.open(tokenizer_folder)

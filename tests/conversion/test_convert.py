@@ -413,9 +413,9 @@ def test_a_name_in_use_for_another_width_is_refused(tiny: Path, tmp_path: Path) 
 
 def test_two_conversions_to_one_name_do_not_mix(tmp_path: Path) -> None:
     with (
-        repository.staged(tmp_path, "tiny", 24),
+        repository.staged(tmp_path, "tiny", 24, {}),
         pytest.raises(Busy, match="another conversion to 'tiny'"),
-        repository.staged(tmp_path, "tiny", 24),
+        repository.staged(tmp_path, "tiny", 24, {}),
     ):
         pass
 
