@@ -38,6 +38,8 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = (
         "{why}",
     ),
 )
+# Said as an error whenever an ensemble is loaded on a machine without a GPU; it needs no stream.
+_NO_STREAM = re.compile(r"unable to create stream for \S+: CUDA")
 # After this one the start is lost, yet Triton takes 2-3 s more to unload what did load.
 _FATAL = _CAUSES[0][0]
 
@@ -67,7 +69,8 @@ class Log:
 def is_for_operators(line: str) -> bool:
     """Whether a running server's line is worth showing: Triton's errors, and what models print."""
     own = _TRITON_LINE.match(line)
-    return bool(line.strip()) and (own is None or own["severity"] in "EF")
+    worth = own is None or own["severity"] in "EF"
+    return bool(line.strip()) and worth and _NO_STREAM.search(line) is None
 
 
 def _first_line(text: str) -> str:

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Versions change under load: no failed request, one moment, and nothing broken ever goes live."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from arrowhead_client import Client
+from arrowhead_client.cli import main
+from arrowhead_conversion import pins
+from arrowhead_conversion.convert import convert
+from arrowhead_server.supervisor import Server, running_server
+
+Vectors = npt.NDArray[np.float32]
+TEXTS = ["one text", "another", "a third one that is somewhat longer than the other two are"]
+
+
+def arrowhead(*arguments: object) -> str:
+    """Runs the command line in this process; what it printed."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def tuned(minilm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM, changed a little, as by further training."""
+    folder = tmp_path_factory.mktemp("tuned") / "model"
+    shutil.copytree(minilm_source, folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    torch.manual_seed(0)
+    weight = tensors["encoder.layer.3.output.dense.weight"]
+    weight += torch.randn_like(weight) * 0.05
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(
+    minilm_repository: Path, tuned: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A repository with version 1 live and version 2 idle."""
+    folder = tmp_path_factory.mktemp("prepared") / "models"
+    shutil.copytree(minilm_repository, folder)
+    made = convert(str(tuned), "minilm", folder, promote=False, progress=False)
+    assert made.version == 2
+    assert pins.live(folder, "minilm") == 1
+    return folder
+
+
+@pytest.fixture
+def repository(prepared: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(prepared, tmp_path / "modèles à servir")
+
+
+@pytest.fixture
+def server(repository: Path) -> Iterator[Server]:
+    with running_server(repository) as server:
+        yield server
+
+
+def vectors(server: Server, model: str = "minilm") -> Vectors:
+    with Client(server.http_url, model=model) as client:
+        return client.embed(TEXTS)
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < timeout_s, f"waited {timeout_s} s for: {what}"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def served_versions(server: Server) -> dict[str, int]:
+    return {model.name: model.version for model in server.models}
+
+
+def memory(server: Server, model: str) -> dict[int, float]:
+    """Private megabytes of each of the model's processes."""
+    pids = server.stub_pids().get(model, [])
+    return {pid: psutil.Process(pid).memory_full_info().uss / 1e6 for pid in pids}
+
+
+@dataclass
+class Sent:
+    """One request: when it was sent and answered, and with which version's vectors."""
+
+    text: str
+    sent: float
+    answered: float
+    version: int
+    error: str = ""
+
+
+@dataclass
+class Load:
+    """Several callers who ask without pause, half of the time for a text that is cached."""
+
+    known: dict[int, Vectors]
+    done: list[Sent] = field(default_factory=list)
+    stopping: bool = False
+
+    def run(self, url: str) -> None:
+        with Client(url, retries=0) as client:
+            for number in range(10**9):
+                if self.stopping:
+                    return
+                place = number % len(TEXTS)
+                fresh = number % 2 == 0
+                # Blanks at the end change the request's bytes, not its tokens.
+                text = TEXTS[place] + (" " * (number % 997) if fresh else "")
+                sent = time.monotonic()
+                try:
+                    vector = client.embed(text)
+                except Exception as error:  # noqa: BLE001 (counted by the test)
+                    self.done.append(Sent(text, sent, time.monotonic(), 0, repr(error)))
+                    continue
+                answered = time.monotonic()
+                near = {v: float(vector @ rows[place]) for v, rows in self.known.items()}
+                version = max(near, key=lambda v: near[v])
+                wrong = "" if near[version] > 0.9999 else f"no version's vector: {near}"
+                self.done.append(Sent(text, sent, answered, version, wrong))
+
+    def failures(self) -> list[Sent]:
+        return [sent for sent in self.done if sent.error]
+
+    def late(self, old: int, new: int) -> list[Sent]:
+        """Requests sent after the new version was first met, and answered with the old."""
+        first = min(sent.answered for sent in self.done if sent.version == new)
+        return [s for s in self.done if s.version == old and s.sent > first]
+
+    def worst_ms(self) -> float:
+        return max(sent.answered - sent.sent for sent in self.done) * 1e3
+
+
+class running_load:  # noqa: N801 (a context manager)
+    def __init__(self, server: Server, known: dict[int, Vectors]) -> None:
+        self.load = Load(known)
+        self._urls = [server.grpc_url, server.http_url]
+        self._threads = ThreadPoolExecutor(2)
+
+    def __enter__(self) -> Load:
+        self._runs = [self._threads.submit(self.load.run, url) for url in self._urls]
+        wait_until(lambda: len(self.load.done) > 20, "load")
+        return self.load
+
+    def __exit__(self, *_: object) -> None:
+        self.load.stopping = True
+        for run in self._runs:
+            run.result()
+        self._threads.shutdown()
+
+
+@pytest.fixture(scope="module")
+def known(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Vectors]:
+    """The vectors of both versions, by a server that never served another."""
+    found = {}
+    for version in (1, 2):
+        folder = shutil.copytree(prepared, tmp_path_factory.mktemp("known") / "models")
+        arrowhead("promote", "minilm", version, "--repository", folder)
+        with running_server(folder) as server:
+            found[version] = vectors(server)
+    assert (found[1] * found[2]).sum(1).max() < 0.999
+    return found
+
+
+def test_a_version_goes_live_under_load_and_back(
+    repository: Path,
+    server: Server,
+    known: dict[int, Vectors],
+    measured: Callable[[str, float], None],
+) -> None:
+    old = memory(server, "minilm_encoder")
+    with running_load(server, known) as load:
+        for old_version, new in ((1, 2), (2, 1)):
+            load.done.clear()
+            began = time.monotonic()
+            command = ("promote", "minilm", 2) if new == 2 else ("rollback", "minilm")
+            arrowhead(*command, "--repository", repository)
+            wait_until(lambda new=new: load.done and load.done[-1].version == new, "the change")
+            measured(f"{command[0]} to live", time.monotonic() - began)
+            seen = len(load.done)
+            wait_until(lambda seen=seen: len(load.done) > seen + 100, "more load")
+            assert load.failures() == []
+            assert load.late(old_version, new) == []
+            assert served_versions(server) == {"minilm": new}
+            measured("requests", len(load.done))
+            measured("worst ms", load.worst_ms())
+            # Not before the old version's memory is free.
+            wait_until(
+                lambda new=new: set(server.stub_pids()) and loaded(server) == {new}, "unloading"
+            )
+        assert load.failures() == []
+    assert server.restarts == []
+    wait_until(lambda: not any(map(psutil.pid_exists, old)), "the end of the first process")
+    measured("freed MB", sum(old.values()))
+
+
+def loaded(server: Server) -> set[int]:
+    """The versions of the encoder that Triton has."""
+    from arrowhead_server.probe import Pulse
+    from arrowhead_server.repository import EmbeddingModel
+
+    pulse = Pulse(server.address, (), 5.0)
+    return {
+        version
+        for version in (1, 2, 3)
+        if pulse.has_loaded(EmbeddingModel("minilm", 384, version, "minilm"))
+    }
+
+
+def test_a_broken_version_is_refused_and_the_old_one_keeps_serving(
+    repository: Path,
+    server: Server,
+    known: dict[int, Vectors],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for part in ("minilm", "minilm_tokenizer", "minilm_encoder"):
+        shutil.copytree(repository / part / "2", repository / part / "3")
+    path = repository / "minilm_encoder" / "3" / "weights.parquet"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(bytes(raw))
+    refusal = CliRunner().invoke(main, ["promote", "minilm", "--repository", str(repository)])
+    assert refusal.exit_code == 1
+    assert "was changed or damaged" in refusal.output
+    assert pins.live(repository, "minilm") == 1
+    # Somebody names it by hand.
+    for part in ("minilm", "minilm_tokenizer", "minilm_encoder"):
+        config = repository / part / "config.pbtxt"
+        text = pins.with_versions(config.read_text(), [3])
+        config.write_text(pins.with_pin(text, 3) if part == "minilm" else text)
+    with running_load(server, known) as load:
+        wait_until(lambda: "version 3 is refused" in caplog.text, "the refusal")
+        wait_until(lambda: loaded(server) == {1}, "the withdrawal")
+        seen = len(load.done)
+        wait_until(lambda: len(load.done) > seen + 50, "more load")
+    assert load.failures() == []
+    assert {sent.version for sent in load.done} == {1}
+    assert "was changed or damaged" in caplog.text
+    assert caplog.text.count("version 3 is refused") == 1
+    # Mended, it goes live without a restart.
+    shutil.copy(repository / "minilm_encoder" / "2" / "weights.parquet", path)
+    wait_until(lambda: served_versions(server) == {"minilm": 3}, "the mended version")
+    wait_until(lambda: np.allclose(vectors(server), known[2], atol=1e-5), "its vectors")
+    assert server.restarts == []
+
+
+def test_a_broken_live_version_fails_the_start_with_the_way_back(repository: Path) -> None:
+    from arrowhead_server.errors import StartError
+
+    arrowhead("promote", "minilm", 2, "--repository", repository)
+    path = repository / "minilm_encoder" / "2" / "weights.parquet"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(StartError, match="arrowhead rollback minilm"), running_server(repository):
+        pass
+    arrowhead("rollback", "minilm", "--repository", repository)
+    with running_server(repository) as server:
+        assert served_versions(server) == {"minilm": 1}
+
+
+def successes(server: Server, model: str) -> float:
+    import urllib.request
+
+    with urllib.request.urlopen(server.metrics_url) as page:  # noqa: S310 (loopback)
+        text = page.read().decode()
+    found = re.findall(
+        rf'^nv_inference_request_success{{model="{model}",version="\d+"}} (\d+)', text, re.MULTILINE
+    )
+    return sum(map(float, found))
+
+
+def test_a_candidate_beside_the_live_version(
+    repository: Path,
+    server: Server,
+    known: dict[int, Vectors],
+    measured: Callable[[str, float], None],
+) -> None:
+    arrowhead("promote", "minilm", "--candidate", "--repository", repository)
+    both = {"minilm": 1, "minilm_candidate": 2}
+    wait_until(lambda: served_versions(server) == both, "the candidate")
+    with Client(server.http_url, model="minilm_candidate") as client:
+        wait_until(client.ready, "the candidate in Triton")
+    np.testing.assert_allclose(vectors(server), known[1], atol=1e-5)
+    np.testing.assert_allclose(vectors(server, "minilm_candidate"), known[2], atol=1e-5)
+    listed = arrowhead("models", "--repository", repository, "--url", server.http_url)
+    rows = [line.split() for line in listed.splitlines()[1:]]
+    assert [(row[1], row[2], row[-1]) for row in rows] == [
+        ("1", "live", "serving"),
+        ("2", "candidate", "serving"),
+    ]
+    before = {name: successes(server, name) for name in both}
+    for number in range(20):
+        model = "minilm_candidate" if number % 5 == 0 else "minilm"
+        with Client(server.grpc_url, model=model) as client:
+            client.embed(f"text {number}")
+    after = {name: successes(server, name) for name in both}
+    assert {name: after[name] - before[name] for name in both} == {
+        "minilm": 16,
+        "minilm_candidate": 4,
+    }
+    candidates = memory(server, "minilm_encoder")
+    arrowhead("rollback", "minilm", "--candidate", "--repository", repository)
+    wait_until(lambda: served_versions(server) == {"minilm": 1}, "the end of the candidacy")
+    wait_until(lambda: loaded(server) == {1}, "unloading")
+
+    def ended() -> list[int]:
+        return [pid for pid in candidates if not psutil.pid_exists(pid)]
+
+    wait_until(ended, "the end of its process")
+    assert len(ended()) == 1
+    measured("freed MB", candidates[ended()[0]])
+    np.testing.assert_allclose(vectors(server), known[1], atol=1e-5)
+    assert server.restarts == []
+
+
+def test_a_restart_after_a_crash_comes_back_with_what_was_live(
+    repository: Path, server: Server, known: dict[int, Vectors]
+) -> None:
+    import os
+    import signal
+
+    arrowhead("promote", "minilm", 2, "--repository", repository)
+    wait_until(lambda: served_versions(server) == {"minilm": 2}, "version 2")
+    wait_until(lambda: loaded(server) == {2}, "unloading")
+    os.kill(server.stub_pids()["minilm_encoder"][0], signal.SIGKILL)
+    wait_until(lambda: len(server.restarts) == 1, "the restart")
+    np.testing.assert_allclose(vectors(server), known[2], atol=1e-5)
