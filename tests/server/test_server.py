@@ -25,7 +25,7 @@ from arrowhead_server.probe import FAILURES_IN_A_ROW, Pulse
 from arrowhead_server.supervisor import Server, running_server
 
 MakeRepository = Callable[..., Path]
-Measured = Callable[[str, float], None]
+Measured = Callable[..., None]
 
 
 @contextmanager
