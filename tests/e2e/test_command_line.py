@@ -96,10 +96,10 @@ def test_inspect_refuses_a_spoiled_file(minilm_weights: Path, tmp_path: Path) ->
 def test_convert_names_what_it_knows(tmp_path: Path, minilm_source: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
-    (model / "config.json").write_text('{"model_type": "mamba"}')
+    (model / "config.json").write_text('{"model_type": "new"}')
     out = arrowhead("convert", str(model), "--name", "m", "--repository", str(tmp_path / "r"))
     assert out.returncode == 1
-    assert "architecture 'mamba'; known are: bert" in out.stderr
+    assert "architecture 'new': transformers" in out.stderr
     assert not (tmp_path / "r").exists()
 
 
