@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arrowhead_server.errors import RepositoryError
-from arrowhead_server.probe import Pulse
+from arrowhead_server.probe import FAILURES_IN_A_ROW, Pulse
 from arrowhead_server.repository import EmbeddingModel, read_repository
 from arrowhead_server.shown import Shown
 
@@ -107,7 +107,8 @@ class Rollout:
         self._refused: dict[Pair, tuple[float, ...]] = {}  # with the times of its files
         self._since: dict[Pair, float] = {}  # when it was shown
         self._quiet: dict[Pair, tuple[int, float]] = {}  # answers given, and since when so many
-        self._heard: dict[Pair, str] = {}
+        self._heard: dict[Pair, str] = {}  # why Triton could not load it
+        self._failures: dict[Pair, int] = {}  # of its first inferences, in a row
         self._complaint = ""
 
     @property
@@ -133,6 +134,7 @@ class Rollout:
         self.shown.clear()
         self._proved.clear()
         self._heard.clear()
+        self._failures.clear()
         served = self.state.serving
         self.state = State()
         wanted = read_repository(self._repository)
@@ -202,13 +204,20 @@ class Rollout:
         model = EmbeddingModel(base, 0, version, base)
         why = self._heard.pop(pair, None)
         if why is None and pulse.has_loaded(model):
-            why = "; ".join(pulse.failures([model]).values()) or None
-            if why is None:
+            failure = "; ".join(pulse.failures([model]).values())
+            if not failure:
                 self._proved.add(pair)
+                self._failures.pop(pair, None)
                 return
+            # A Triton that dies meanwhile says nothing of the version, a busy one not much.
+            if pulse.is_ready():
+                self._failures[pair] = self._failures.get(pair, 0) + 1
+            if self._failures.get(pair, 0) >= FAILURES_IN_A_ROW:
+                why = failure
         if why is None and time.monotonic() - self._since[pair] > LOAD_TIMEOUT_S:
             why = f"it has not loaded within {LOAD_TIMEOUT_S:.0f} s"
         if why is not None:
+            self._failures.pop(pair, None)
             self._refused[pair] = self._times(pair)
             LOGGER.warning(
                 "%s version %d is refused, what was served stays: %s; run `arrowhead rollback %s`, "

@@ -207,10 +207,11 @@ class Server:
             runtime = Path(tempfile.mkdtemp(prefix="arrowhead-"))
             janitor = stack.enter_context(Janitor(runtime, self._shm_prefix))
             prober = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="probe"))
-            # Runs before the prober's exit, which waits for a probe that may hang in a dead Triton.
+            looker = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="rollout"))
+            # Runs before the exit of these two, which wait for questions that may hang in a dead
+            # Triton.
             stack.callback(self._end)
             found = triton.find_triton(runtime)
-            looker = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="rollout"))
             rollout = self._rollout = Rollout(self.repository, runtime / "models")
             start = partial(self._start_once, found, rollout, janitor, prober)
             start()

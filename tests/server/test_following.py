@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A running server follows its repository; toy models, real Triton."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arrowhead_server.supervisor import Server, running_server
+
+
+def second(repository: Path, code: str = "2 * ids.sum") -> None:
+    """Writes version 2, whose vectors are twice as long, without naming it."""
+    for part in ("toy", "toy_tokenizer", "toy_encoder"):
+        shutil.copytree(repository / part / "1", repository / part / "2")
+    path = repository / "toy_encoder" / "2" / "model.py"
+    path.write_text(path.read_text().replace("ids.sum", code))
+
+
+def pin(repository: Path, version: int) -> None:
+    path = repository / "toy" / "config.pbtxt"
+    text = path.read_text()
+    for old in ("-1", "1", "2"):
+        text = text.replace(f"model_version: {old}\n", f"model_version: {version}\n")
+    draft = path.with_name(".draft")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+@pytest.fixture
+def repository(make_repository: Callable[..., Path]) -> Path:
+    repository = make_repository()
+    pin(repository, 1)
+    return repository
+
+
+@pytest.fixture
+def server(repository: Path) -> Iterator[Server]:
+    with running_server(repository) as server:
+        yield server
+
+
+def value(server: Server, tools: Any, text: str = "a") -> Any:
+    return tools.embed(server.address, text)[1]
+
+
+def test_it_goes_to_a_version_and_back(repository: Path, server: Server, tools: Any) -> None:
+    second(repository)
+    assert value(server, tools) == 97
+    pin(repository, 2)
+    tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
+    pin(repository, 1)
+    tools.wait_until(lambda: value(server, tools) == 97, "version 1")
+    assert server.restarts == []
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [("no such name +", "invalid syntax"), ("ids.nothing", "failed 3|no attribute 'nothing'")],
+    ids=["does not load", "does not answer"],
+)
+def test_a_version_that_does_not_work_is_refused(
+    repository: Path,
+    server: Server,
+    tools: Any,
+    caplog: pytest.LogCaptureFixture,
+    code: str,
+    cause: str,
+) -> None:
+    second(repository, code)
+    pin(repository, 2)
+    tools.wait_until(lambda: "toy version 2 is refused" in caplog.text, "the refusal")
+    lines = [line for line in caplog.text.splitlines() if "is refused" in line]
+    assert len(lines) == 1
+    assert any(part in lines[0] for part in cause.split("|"))
+    assert value(server, tools, "b") == 98
+    path = "/v2/models/toy_encoder/versions/2/ready"
+    tools.wait_until(
+        lambda: tools.ask(server.address.http_port, "GET", path)[0] != 200, "the withdrawal"
+    )
+    assert tools.ask(server.address.http_port, "GET", "/v2/health/ready")[0] == 200
+    assert value(server, tools, "c") == 99
+    assert server.restarts == []
+
+
+def test_a_repository_that_cannot_be_read_changes_nothing(
+    repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = repository / "toy" / "config.pbtxt"
+    text = config.read_text()
+    config.write_text(text.replace("[ 8 ]", "[ -1 ]"))
+    tools.wait_until(lambda: "the repository is not followed" in caplog.text, "the complaint")
+    assert value(server, tools) == 97
+    config.write_text(text)
+    second(repository)
+    pin(repository, 2)
+    tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
+    assert caplog.text.count("is not followed") == 1
+
+
+def test_a_model_is_added_and_removed(repository: Path, server: Server, tools: Any) -> None:
+    for part in ("_tokenizer", "_encoder", ""):
+        copy = shutil.copytree(repository / f"toy{part}", repository.parent / f"new{part}")
+        config = copy / "config.pbtxt"
+        config.write_text(config.read_text().replace('"toy', '"new'))
+        copy.rename(repository / f"new{part}")
+
+    def status(model: str) -> int:
+        return int(tools.ask(server.address.http_port, "GET", f"/v2/models/{model}/ready")[0])
+
+    tools.wait_until(lambda: status("new") == 200, "the new model")
+    assert {model.name for model in server.models} == {"new", "toy"}
+    for part in ("", "_encoder", "_tokenizer"):
+        shutil.rmtree(repository / f"new{part}")
+    tools.wait_until(lambda: status("new_encoder") != 200, "its end")
+    assert value(server, tools) == 97
+    assert json.loads(tools.ask(server.address.http_port, "GET", "/v2/models/toy")[1])["versions"]
+    assert server.restarts == []
