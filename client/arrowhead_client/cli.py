@@ -28,6 +28,9 @@ COMMANDS = {
         "arrowhead_conversion.command:convert", "convert", "Convert a model to Parquet."
     ),
     "embed": Command("arrowhead_client.commands:embed", None, "Turn texts into vectors."),
+    "evaluate": Command(
+        "arrowhead_client.evaluate:evaluate", None, "Score a served model on known answers."
+    ),
     "inspect": Command("arrowhead_engine.inspect:inspect", "engine", "Look into a weight file."),
     "serve": Command("arrowhead_server.command:serve", "serve", "Start and watch Triton."),
     "similarity": Command(

@@ -23,23 +23,22 @@ from arrowhead_client._url import DEFAULT_URL
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+url_option = click.option(
+    "--url",
+    envvar="ARROWHEAD_URL",
+    show_envvar=True,
+    default=DEFAULT_URL,
+    show_default=True,
+    help="The server: grpc://host:port or http://host:port.",
+)
+
+
 def _server_options(function: F) -> F:
-    for option in (
-        click.option("--model", default="minilm", show_default=True, help="The model's name."),
-        click.option(
-            "--url",
-            envvar="ARROWHEAD_URL",
-            show_envvar=True,
-            default=DEFAULT_URL,
-            show_default=True,
-            help="The server: grpc://host:port or http://host:port.",
-        ),
-    ):
-        function = option(function)
-    return function
+    model = click.option("--model", default="minilm", show_default=True, help="The model's name.")
+    return url_option(model(function))
 
 
-_RETRIES = 4  # 1.5 s: somebody waits at the prompt for "no server answers"
+RETRIES = 4  # 1.5 s: somebody waits at the prompt for "no server answers"
 
 _file_option = click.option(
     "--file", "-f", type=click.File("rb"), help="One text a line, UTF-8; - is stdin."
@@ -92,7 +91,7 @@ def embed(
     if out is None and form != "jsonl" and sys.stdout.isatty():
         raise click.UsageError(f"{form} is binary: not written to a terminal; give --out FILE")
     lines = _texts(texts, file)
-    with Client(url, model=model, retries=_RETRIES) as client:
+    with Client(url, model=model, retries=RETRIES) as client:
         vectors = client.embed(lines, prompt=prompt, dimensions=dimensions, normalize=normalize)
     with _output(out) as stream:
         _WRITERS[form](stream, lines, vectors)
@@ -121,7 +120,7 @@ def similarity(
       arrowhead similarity --json "a cat" "a kitten"
     """  # noqa: D301
     texts = _texts(others, file)
-    with Client(url, model=model, retries=_RETRIES) as client:
+    with Client(url, model=model, retries=RETRIES) as client:
         scores = client.similarity(a, texts)[0] if texts else np.empty(0, np.float32)
     ranked = [(texts[index], float(scores[index])) for index in np.argsort(-scores, kind="stable")]
     if as_json:
