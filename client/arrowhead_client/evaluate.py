@@ -125,11 +125,13 @@ def _without(hits: m.Hits, own: Sequence[int | None]) -> m.Hits:
 @click.argument("name")
 @click.option(
     "--sts",
+    metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="CSV of sentence1,sentence2,score, with or without that line on top.",
 )
 @click.option(
     "--retrieval",
+    metavar="DIR",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/test.tsv), or with one each "
     "of *.corpus.parquet, *.queries.parquet, *.qrels.test.tsv.",

@@ -167,7 +167,7 @@ def test_help_imports_nothing_and_the_table_is_right() -> None:
     assert "arrowhead_client.commands" not in run.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["embed", "similarity"])
+@pytest.mark.parametrize("name", ["embed", "evaluate", "similarity"])
 def test_a_commands_help_begins_as_the_table_says_and_teaches(name: str) -> None:
     result = CliRunner().invoke(main, [name, "--help"])
     assert COMMANDS[name].help.split()[0] in result.stdout
