@@ -11,10 +11,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from arrowhead_client._algebra import Vectors, cosine_similarity
-from arrowhead_client._errors import ClientClosed, ServerError, Unavailable
+from arrowhead_client._errors import ClientClosed, ModelNotFound, ServerError, Unavailable
 from arrowhead_client._plan import (
     DEFAULT_RETRIES,
     Answer,
+    Experiment,
     Request,
     Rows,
     Settings,
@@ -49,6 +50,7 @@ class AsyncClient:
         retries: see `Client`.
         concurrency: see `Client`.
         batch_size: see `Client`.
+        experiment: see `Client`.
         transport: used in place of `url`, such as an `AsyncFakeTransport()`. The client closes it.
 
     Raises:
@@ -65,9 +67,10 @@ class AsyncClient:
         retries: int = DEFAULT_RETRIES,
         concurrency: int = 4,
         batch_size: int = 32,
+        experiment: Experiment | None = None,
         transport: AsyncTransport | None = None,
     ) -> None:
-        self._settings = Settings(model, timeout_s, retries, concurrency, batch_size)
+        self._settings = Settings(model, timeout_s, retries, concurrency, batch_size, experiment)
         self._open_transport: AsyncTransport | None = transport or async_transport_for(url)
 
     async def embed(
@@ -139,6 +142,11 @@ class AsyncClient:
         await self.close()
 
     @property
+    def model(self) -> str:
+        """See `Client.model`."""
+        return self._settings.model
+
+    @property
     def _transport(self) -> AsyncTransport:
         if self._open_transport is None:
             raise ClientClosed("this AsyncClient is closed: make a new one")
@@ -193,6 +201,8 @@ class AsyncClient:
         while True:
             try:
                 return await call(attempts.remaining_s())
+            except ModelNotFound as error:
+                raise self._settings.told(error) from error
             except Unavailable as error:
                 delay = attempts.delay_after(error)
             await asyncio.sleep(delay)

@@ -11,10 +11,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from arrowhead_client._algebra import Vectors, cosine_similarity
-from arrowhead_client._errors import ClientClosed, ServerError, Unavailable
+from arrowhead_client._errors import ClientClosed, ModelNotFound, ServerError, Unavailable
 from arrowhead_client._plan import (
     DEFAULT_RETRIES,
     Answer,
+    Experiment,
     Request,
     Rows,
     Settings,
@@ -52,6 +53,9 @@ class Client:
         retries: how often a request that met no server is sent again.
         concurrency: requests of one call in flight at once.
         batch_size: texts in one request, at most 100.
+        experiment: gives a share of all callers the model's next version, `<model>_candidate`, such
+            as `Experiment(share=0.1, key="agent-7")`; the client's `model` tells which it asks. A
+            candidate that is not served is `ModelNotFound`: nothing falls back.
         transport: used in place of `url`, such as `HttpTransport(url, binary=False)` or a
             `FakeTransport()`. The client closes it.
 
@@ -69,9 +73,10 @@ class Client:
         retries: int = DEFAULT_RETRIES,
         concurrency: int = 4,
         batch_size: int = 32,
+        experiment: Experiment | None = None,
         transport: Transport | None = None,
     ) -> None:
-        self._settings = Settings(model, timeout_s, retries, concurrency, batch_size)
+        self._settings = Settings(model, timeout_s, retries, concurrency, batch_size, experiment)
         self._open_transport: Transport | None = transport or transport_for(url)
 
     def embed(
@@ -170,6 +175,11 @@ class Client:
         self.close()
 
     @property
+    def model(self) -> str:
+        """The name of the model that is asked: `model`, or in an experiment its arm's."""
+        return self._settings.model
+
+    @property
     def _transport(self) -> Transport:
         if self._open_transport is None:
             raise ClientClosed("this Client is closed: make a new one")
@@ -213,6 +223,8 @@ class Client:
         while True:
             try:
                 return call(attempts.remaining_s())
+            except ModelNotFound as error:
+                raise self._settings.told(error) from error
             except Unavailable as error:
                 delay = attempts.delay_after(error)
             pause(delay)

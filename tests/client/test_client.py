@@ -265,11 +265,12 @@ def test_a_retry_that_would_end_too_late_is_not_made() -> None:
 
 def test_sync_and_async_are_twins() -> None:
     def public(kind: type) -> dict[str, list[Any]]:
-        names = [name for name in vars(kind) if not name.startswith("_")]
+        names = [name for name in vars(kind) if not name.startswith("_") and name != "model"]
         signatures = {name: inspect.signature(getattr(kind, name)) for name in names}
         return {name: list(found.parameters.values()) for name, found in signatures.items()}
 
     assert public(Client) == public(AsyncClient)
+    assert all(isinstance(vars(kind)["model"], property) for kind in (Client, AsyncClient))
     assert all(inspect.iscoroutinefunction(getattr(AsyncClient, name)) for name in public(Client))
     made, async_made = inspect.signature(Client), inspect.signature(AsyncClient)
     assert list(made.parameters) == list(async_made.parameters)
@@ -320,11 +321,11 @@ def test_urls_that_are_none(url: Any) -> None:
 def test_public_names_are_these() -> None:
     assert arrowhead_client.__all__ == [
         "ArrowheadError", "AsyncClient", "AsyncFakeTransport", "AsyncGrpcTransport",
-        "AsyncHttpTransport", "AsyncTransport", "Client", "ClientClosed", "FakeTransport",
-        "GrpcTransport", "HttpTransport", "InvalidInput", "InvalidRequest", "InvalidUrl",
-        "ModelNotFound", "Request", "ServerError", "TimedOut", "TokenCounts", "Transport",
-        "Unavailable", "UnexpectedResponse", "cosine_similarity", "normalize",
-        "truncate_dimensions",
+        "AsyncHttpTransport", "AsyncTransport", "Client", "ClientClosed", "Experiment",
+        "FakeTransport", "GrpcTransport", "HttpTransport", "InvalidInput", "InvalidRequest",
+        "InvalidUrl", "ModelNotFound", "Request", "ServerError", "TimedOut", "TokenCounts",
+        "Transport", "Unavailable", "UnexpectedResponse", "cosine_similarity", "in_candidate",
+        "normalize", "truncate_dimensions",
     ]  # fmt: skip
     assert all(getattr(arrowhead_client, name) is not None for name in arrowhead_client.__all__)
     assert not hasattr(arrowhead_client, "nothing")
