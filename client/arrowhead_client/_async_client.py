@@ -21,8 +21,10 @@ from arrowhead_client._plan import (
     Settings,
     TokenCounts,
     TokenRows,
+    check_prompts,
     encode_texts,
     progress_bar,
+    prompt_named,
     to_arrow,
     vector_edge,
 )
@@ -72,18 +74,20 @@ class AsyncClient:
     ) -> None:
         self._settings = Settings(model, timeout_s, retries, concurrency, batch_size, experiment)
         self._open_transport: AsyncTransport | None = transport or async_transport_for(url)
+        self._known_prompts: dict[str, str] | None = None
 
     async def embed(
         self,
         texts: str | Sequence[str],
         *,
         prompt: str | None = None,
+        prompt_name: str | None = None,
         dimensions: int | None = None,
         normalize: bool = False,
         progress: bool | None = None,
     ) -> Vectors:
         """See `Client.embed`."""
-        vectors = await self._embed(texts, prompt, dimensions, normalize, progress)
+        vectors = await self._embed(texts, prompt, prompt_name, dimensions, normalize, progress)
         return vectors[0] if isinstance(texts, str) else vectors
 
     async def embed_arrow(
@@ -91,12 +95,15 @@ class AsyncClient:
         texts: str | Sequence[str],
         *,
         prompt: str | None = None,
+        prompt_name: str | None = None,
         dimensions: int | None = None,
         normalize: bool = False,
         progress: bool | None = None,
     ) -> pa.FixedSizeListArray:
         """See `Client.embed_arrow`."""
-        return to_arrow(await self._embed(texts, prompt, dimensions, normalize, progress))
+        return to_arrow(
+            await self._embed(texts, prompt, prompt_name, dimensions, normalize, progress)
+        )
 
     async def similarity(
         self, a: str | Sequence[str], b: str | Sequence[str] | None = None
@@ -106,15 +113,27 @@ class AsyncClient:
         return cosine_similarity(left, None if b is None else await self._embed(b))
 
     async def count_tokens(
-        self, texts: str | Sequence[str], *, prompt: str | None = None
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
     ) -> TokenCounts:
         """See `Client.count_tokens`."""
+        prompt = await self._prompt(prompt, prompt_name)
         requests = self._settings.token_requests(encode_texts(texts, prompt))
         rows = TokenRows(requests)
         async with aclosing(self._answers(requests)) as answers:
             async for index, answer in answers:
                 rows.put(index, answer)
         return rows.gathered()
+
+    async def prompts(self) -> dict[str, str]:
+        """See `Client.prompts`."""
+        if self._known_prompts is None:
+            read = partial(self._transport.prompts, self._settings.model)
+            self._known_prompts = await self._retried(read)
+        return dict(self._known_prompts)
 
     async def ready(self) -> bool:
         """See `Client.ready`."""
@@ -152,16 +171,23 @@ class AsyncClient:
             raise ClientClosed("this AsyncClient is closed: make a new one")
         return self._open_transport
 
+    async def _prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
+        check_prompts(prompt, prompt_name)
+        if prompt_name is None:
+            return prompt
+        return prompt_named(prompt_name, await self.prompts(), self._settings.model)
+
     async def _embed(
         self,
         texts: str | Sequence[str],
         prompt: str | None = None,
+        prompt_name: str | None = None,
         dimensions: int | None = None,
         normalize: bool = False,
         progress: bool | None = None,
     ) -> Vectors:
         edge = vector_edge(dimensions, normalize)
-        encoded = encode_texts(texts, prompt)
+        encoded = encode_texts(texts, await self._prompt(prompt, prompt_name))
         requests = self._settings.embed_requests(encoded)
         rows = Rows(requests, "embeddings", edge)
         with progress_bar(encoded, requests, progress) as bar:

@@ -240,6 +240,34 @@ def encode_texts(texts: str | Sequence[str], prompt: str | None = None) -> list[
     return encoded
 
 
+def check_prompts(prompt: str | None, prompt_name: str | None) -> None:
+    """Refuses a prompt's text together with a name, before anything is sent.
+
+    Raises:
+        InvalidInput: both are given, or the name is no string.
+    """
+    if prompt_name is None:
+        return
+    if not isinstance(prompt_name, str):
+        raise InvalidInput(f"prompt_name is {type(prompt_name).__name__}: wanted str or None")
+    if prompt is not None:
+        raise InvalidInput(f"prompt={prompt!r} and prompt_name={prompt_name!r}: give one of them")
+
+
+def prompt_named(name: str, known: Mapping[str, str], model: str) -> str:
+    """The prompt of this name.
+
+    Raises:
+        InvalidInput: the model has no such prompt; lists those it has.
+    """
+    if name not in known:
+        names = ", ".join(map(repr, known)) or "none"
+        raise InvalidInput(
+            f"prompt_name={name!r}: model {model!r} knows {names}. prompt='...' takes any text."
+        )
+    return known[name]
+
+
 class Rows:
     """Puts answers into their rows, in whatever order they come.
 

@@ -50,6 +50,7 @@ _file_option = click.option(
 @_file_option
 @_server_options
 @click.option("--prompt", help='Put in front of each text, such as "query: ".')
+@click.option("--prompt-name", help='In place of --prompt: one the model brings, such as "query".')
 @click.option("--dimensions", type=int, help="Cut the vectors to so many components (Matryoshka).")
 @click.option("--normalize", is_flag=True, help="Scale the vectors to length 1.")
 @click.option(
@@ -72,6 +73,7 @@ def embed(
     url: str,
     model: str,
     prompt: str | None,
+    prompt_name: str | None,
     dimensions: int | None,
     normalize: bool,
     form: str,
@@ -87,12 +89,19 @@ def embed(
       arrowhead embed --file corpus.txt --format parquet --out corpus.parquet
       cat corpus.txt | arrowhead embed --format npy > corpus.npy
       arrowhead embed --prompt "query: " --dimensions 128 "what is a neutron star"
+      arrowhead embed --model e5 --prompt-name query "what is a neutron star"
     """  # noqa: D301 (click reads the character)
     if out is None and form != "jsonl" and sys.stdout.isatty():
         raise click.UsageError(f"{form} is binary: not written to a terminal; give --out FILE")
     lines = _texts(texts, file)
     with Client(url, model=model, retries=RETRIES) as client:
-        vectors = client.embed(lines, prompt=prompt, dimensions=dimensions, normalize=normalize)
+        vectors = client.embed(
+            lines,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            dimensions=dimensions,
+            normalize=normalize,
+        )
     with _output(out) as stream:
         _WRITERS[form](stream, lines, vectors)
 
