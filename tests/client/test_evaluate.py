@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -188,7 +192,10 @@ def test_the_command_prints_a_table_and_json(http_server: Any, sts: Path, beir: 
     assert recall["texts_per_s"] == pytest.approx(5 / recall["seconds"])
 
 
-def test_prompts_go_in_front_of_their_own_texts(http_server: Any, sts: Path, beir: Path) -> None:
+def test_prompts_go_in_front_of_their_own_texts(
+    http_server: Any, sts: Path, beir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "_STEP", 2)  # no text is lost between two steps
     run = CliRunner().invoke(
         main,
         [
@@ -202,6 +209,28 @@ def test_prompts_go_in_front_of_their_own_texts(http_server: Any, sts: Path, bei
     assert sent[:6] == ["s: a", "s: c, d", "s: f", "s: b", "s: e", "s: f"]
     assert sent[6:8] == [f"q: {query}" for query in WANTED.queries]
     assert sent[8:] == [f"d: {document}" for document in WANTED.documents]
+
+
+def test_the_bar_is_shown_on_a_terminal_and_on_stderr_only(http_server: Any, beir: Path) -> None:
+    pty, fcntl = pytest.importorskip("pty"), pytest.importorskip("fcntl")
+    termios = pytest.importorskip("termios")
+    parent, child = pty.openpty()
+    # On a terminal of no width there is no bar.
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    os.set_blocking(parent, False)  # an error at once in place of waiting for ever
+    command = [sys.executable, "-m", "arrowhead_client.cli", "evaluate", "minilm", "--json"]
+    run = subprocess.run(
+        [*command, "--url", http_server.url, "--retrieval", str(beir)],
+        stdout=subprocess.PIPE,
+        stderr=child,
+        check=True,
+    )
+    shown = os.read(parent, 1 << 16).decode()  # before the other end is closed, and all is lost
+    os.close(child)
+    os.close(parent)
+    assert "retrieval" in shown
+    assert "/5 " in shown
+    assert json.loads(run.stdout)["model"] == "minilm"
 
 
 def test_the_command_wants_something_to_score_on(http_server: Any, beir: Path, sts: Path) -> None:
