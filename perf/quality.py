@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
-from pathlib import Path
 
-from perf.stats import Vectors, cosines, spearman
+from arrowhead_client.measures import cosines
+from perf.stats import Vectors
 
 
 @dataclass(frozen=True)
@@ -33,31 +32,3 @@ class StsResult:
     pairs: int
     served: float
     reference: float
-
-
-@dataclass(frozen=True)
-class StsPairs:
-    """Sentence pairs and how alike people found them."""
-
-    left: list[str]
-    right: list[str]
-    scores: list[float]
-
-    @classmethod
-    def read(cls, file: Path) -> StsPairs:
-        """Reads a CSV of `sentence1,sentence2,score`, with or without that line on top.
-
-        Raises:
-            ValueError: a line has other than three fields, or a score that is no number.
-        """
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = [row for row in csv.reader(lines) if row]
-        if rows and rows[0][-1].strip().lower() == "score":
-            del rows[0]
-        if not rows or any(len(row) != 3 for row in rows):
-            raise ValueError(f"{file}: wanted lines of sentence1,sentence2,score")
-        return cls([r[0] for r in rows], [r[1] for r in rows], [float(r[2]) for r in rows])
-
-    def percent(self, left: Vectors, right: Vectors) -> float:
-        """Spearman x 100 of the vectors' cosines with the scores."""
-        return 100 * spearman(cosines(left, right).tolist(), self.scores)

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from arrowhead_client.datasets import StsPairs
 from perf import perf_analyzer, plots, report
 from perf.load import CACHE_ENTRIES, Load, LoadResult, fill_cache, profiles
 from perf.machine import ROOT, Bystanders, describe
-from perf.quality import Closeness, StsPairs, StsResult
+from perf.quality import Closeness, StsResult
 from perf.results import Results, ServerResults
 from perf.server import MODEL, ColdStart, Served, ServeFailed, served, start_once
 from perf.stats import Sample, Vectors

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Medians, spreads and rank correlation."""
+"""Medians, spreads, and timing in turns."""
 
 from __future__ import annotations
 
@@ -69,24 +69,3 @@ def interleaved_ms(
         for name, call in calls.items():
             taken[name] += [elapsed_ms(call) for _ in range(repeats[name])]
     return taken
-
-
-def cosines(a: Vectors, b: Vectors) -> npt.NDArray[np.float64]:
-    """The cosine of each row of `a` [N, D] with the same row of `b`, computed in float64."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    products = (x * y).sum(axis=1)
-    scale = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    quotients: npt.NDArray[np.float64] = products / scale
-    return quotients
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's rank correlation; equal values share the mean of their ranks."""
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> npt.NDArray[np.float64]:
-    _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: npt.NDArray[np.float64] = (ends - (counts - 1) / 2)[inverse]
-    return ranks

@@ -14,7 +14,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from arrowhead_client._algebra import cosine_similarity, normalize, truncate_dimensions
+from arrowhead_client._algebra import (
+    cosine_similarity,
+    in_candidate,
+    normalize,
+    truncate_dimensions,
+)
 from arrowhead_client._async_client import AsyncClient
 from arrowhead_client._client import Client
 from arrowhead_client._errors import (
@@ -29,7 +34,7 @@ from arrowhead_client._errors import (
     Unavailable,
     UnexpectedResponse,
 )
-from arrowhead_client._plan import Request, TokenCounts
+from arrowhead_client._plan import Experiment, Request, TokenCounts
 from arrowhead_client._transports import (
     AsyncFakeTransport,
     AsyncTransport,
@@ -50,6 +55,7 @@ __all__ = [
     "AsyncTransport",
     "Client",
     "ClientClosed",
+    "Experiment",
     "FakeTransport",
     "GrpcTransport",
     "HttpTransport",
@@ -65,6 +71,7 @@ __all__ = [
     "Unavailable",
     "UnexpectedResponse",
     "cosine_similarity",
+    "in_candidate",
     "normalize",
     "truncate_dimensions",
 ]

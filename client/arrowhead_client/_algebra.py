@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a caller may do to a vector once it is there: pure functions, no network.
 
+And, because every road must agree on it too, which of two versions of a model a caller is given.
+
 Shapes: `[..., D]` is one vector or any array of vectors, D its width; the last axis is the vector.
 All results are float32, and new arrays. Sums run in float64, so no float32 input overflows.
 """
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -67,6 +70,38 @@ def cosine_similarity(a: npt.ArrayLike, b: npt.ArrayLike | None = None) -> Vecto
         )
     similarity: Vectors = left @ right.T
     return similarity
+
+
+def in_candidate(key: str, share: float) -> bool:
+    """Whether the caller with this key is in the candidate's arm of an experiment.
+
+    The first 8 bytes of blake2b of the key's UTF-8, as an unsigned big-endian integer, are below
+    share * 2^64. So the answer is the same everywhere and for ever, about `share` of all keys are
+    in, and raising the share only moves callers towards the candidate, never back.
+
+    (blake2b of its full 64 bytes, cut; a digest asked for in 8 bytes would be another one.)
+
+    Args:
+        key: names one caller, such as an agent or a user. Never a text: the vectors of two versions
+            are not comparable, so all vectors of one caller must come from one of them.
+        share: 0 is nobody, 1 is everybody.
+
+    Raises:
+        InvalidInput: `share` is no number in 0..1, or `key` is empty, no string, or has no UTF-8.
+
+    >>> [in_candidate("agent-7", share) for share in (0.0, 0.5, 1.0)]
+    [False, True, True]
+    """
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise InvalidInput(f"share={share!r}: wanted a number in 0..1, the candidate's part of all")
+    if not isinstance(key, str) or not key:
+        raise InvalidInput(f"key={key!r}: wanted a string that names one caller, such as 'agent-7'")
+    try:
+        digest = blake2b(key.encode("utf-8")).digest()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"key={key!r} has no UTF-8: {error.reason}") from error
+    # A whole number with a float of a power of two: exact, so a share of 1 leaves nobody out.
+    return int.from_bytes(digest[:8], "big") < share * 2.0**64
 
 
 def _floats(vectors: npt.ArrayLike) -> npt.NDArray[Any]:

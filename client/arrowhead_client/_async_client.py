@@ -11,17 +11,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from arrowhead_client._algebra import Vectors, cosine_similarity
-from arrowhead_client._errors import ClientClosed, ServerError, Unavailable
+from arrowhead_client._errors import ClientClosed, ModelNotFound, ServerError, Unavailable
 from arrowhead_client._plan import (
     DEFAULT_RETRIES,
     Answer,
+    Experiment,
     Request,
     Rows,
     Settings,
     TokenCounts,
     TokenRows,
+    check_prompts,
     encode_texts,
     progress_bar,
+    prompt_named,
     to_arrow,
     vector_edge,
 )
@@ -49,6 +52,7 @@ class AsyncClient:
         retries: see `Client`.
         concurrency: see `Client`.
         batch_size: see `Client`.
+        experiment: see `Client`.
         transport: used in place of `url`, such as an `AsyncFakeTransport()`. The client closes it.
 
     Raises:
@@ -65,22 +69,25 @@ class AsyncClient:
         retries: int = DEFAULT_RETRIES,
         concurrency: int = 4,
         batch_size: int = 32,
+        experiment: Experiment | None = None,
         transport: AsyncTransport | None = None,
     ) -> None:
-        self._settings = Settings(model, timeout_s, retries, concurrency, batch_size)
+        self._settings = Settings(model, timeout_s, retries, concurrency, batch_size, experiment)
         self._open_transport: AsyncTransport | None = transport or async_transport_for(url)
+        self._known_prompts: dict[str, str] | None = None
 
     async def embed(
         self,
         texts: str | Sequence[str],
         *,
         prompt: str | None = None,
+        prompt_name: str | None = None,
         dimensions: int | None = None,
         normalize: bool = False,
         progress: bool | None = None,
     ) -> Vectors:
         """See `Client.embed`."""
-        vectors = await self._embed(texts, prompt, dimensions, normalize, progress)
+        vectors = await self._embed(texts, prompt, prompt_name, dimensions, normalize, progress)
         return vectors[0] if isinstance(texts, str) else vectors
 
     async def embed_arrow(
@@ -88,12 +95,15 @@ class AsyncClient:
         texts: str | Sequence[str],
         *,
         prompt: str | None = None,
+        prompt_name: str | None = None,
         dimensions: int | None = None,
         normalize: bool = False,
         progress: bool | None = None,
     ) -> pa.FixedSizeListArray:
         """See `Client.embed_arrow`."""
-        return to_arrow(await self._embed(texts, prompt, dimensions, normalize, progress))
+        return to_arrow(
+            await self._embed(texts, prompt, prompt_name, dimensions, normalize, progress)
+        )
 
     async def similarity(
         self, a: str | Sequence[str], b: str | Sequence[str] | None = None
@@ -103,15 +113,27 @@ class AsyncClient:
         return cosine_similarity(left, None if b is None else await self._embed(b))
 
     async def count_tokens(
-        self, texts: str | Sequence[str], *, prompt: str | None = None
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
     ) -> TokenCounts:
         """See `Client.count_tokens`."""
+        prompt = await self._prompt(prompt, prompt_name)
         requests = self._settings.token_requests(encode_texts(texts, prompt))
         rows = TokenRows(requests)
         async with aclosing(self._answers(requests)) as answers:
             async for index, answer in answers:
                 rows.put(index, answer)
         return rows.gathered()
+
+    async def prompts(self) -> dict[str, str]:
+        """See `Client.prompts`."""
+        if self._known_prompts is None:
+            read = partial(self._transport.prompts, self._settings.model)
+            self._known_prompts = await self._retried(read)
+        return dict(self._known_prompts)
 
     async def ready(self) -> bool:
         """See `Client.ready`."""
@@ -139,21 +161,33 @@ class AsyncClient:
         await self.close()
 
     @property
+    def model(self) -> str:
+        """See `Client.model`."""
+        return self._settings.model
+
+    @property
     def _transport(self) -> AsyncTransport:
         if self._open_transport is None:
             raise ClientClosed("this AsyncClient is closed: make a new one")
         return self._open_transport
 
+    async def _prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
+        check_prompts(prompt, prompt_name)
+        if prompt_name is None:
+            return prompt
+        return prompt_named(prompt_name, await self.prompts(), self._settings.model)
+
     async def _embed(
         self,
         texts: str | Sequence[str],
         prompt: str | None = None,
+        prompt_name: str | None = None,
         dimensions: int | None = None,
         normalize: bool = False,
         progress: bool | None = None,
     ) -> Vectors:
         edge = vector_edge(dimensions, normalize)
-        encoded = encode_texts(texts, prompt)
+        encoded = encode_texts(texts, await self._prompt(prompt, prompt_name))
         requests = self._settings.embed_requests(encoded)
         rows = Rows(requests, "embeddings", edge)
         with progress_bar(encoded, requests, progress) as bar:
@@ -193,6 +227,8 @@ class AsyncClient:
         while True:
             try:
                 return await call(attempts.remaining_s())
+            except ModelNotFound as error:
+                raise self._settings.told(error) from error
             except Unavailable as error:
                 delay = attempts.delay_after(error)
             await asyncio.sleep(delay)

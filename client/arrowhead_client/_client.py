@@ -11,17 +11,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from arrowhead_client._algebra import Vectors, cosine_similarity
-from arrowhead_client._errors import ClientClosed, ServerError, Unavailable
+from arrowhead_client._errors import ClientClosed, ModelNotFound, ServerError, Unavailable
 from arrowhead_client._plan import (
     DEFAULT_RETRIES,
     Answer,
+    Experiment,
     Request,
     Rows,
     Settings,
     TokenCounts,
     TokenRows,
+    check_prompts,
     encode_texts,
     progress_bar,
+    prompt_named,
     to_arrow,
     vector_edge,
 )
@@ -52,6 +55,9 @@ class Client:
         retries: how often a request that met no server is sent again.
         concurrency: requests of one call in flight at once.
         batch_size: texts in one request, at most 100.
+        experiment: gives a share of all callers the model's next version, `<model>_candidate`, such
+            as `Experiment(share=0.1, key="agent-7")`; the client's `model` tells which it asks. A
+            candidate that is not served is `ModelNotFound`: nothing falls back.
         transport: used in place of `url`, such as `HttpTransport(url, binary=False)` or a
             `FakeTransport()`. The client closes it.
 
@@ -69,16 +75,19 @@ class Client:
         retries: int = DEFAULT_RETRIES,
         concurrency: int = 4,
         batch_size: int = 32,
+        experiment: Experiment | None = None,
         transport: Transport | None = None,
     ) -> None:
-        self._settings = Settings(model, timeout_s, retries, concurrency, batch_size)
+        self._settings = Settings(model, timeout_s, retries, concurrency, batch_size, experiment)
         self._open_transport: Transport | None = transport or transport_for(url)
+        self._known_prompts: dict[str, str] | None = None
 
     def embed(
         self,
         texts: str | Sequence[str],
         *,
         prompt: str | None = None,
+        prompt_name: str | None = None,
         dimensions: int | None = None,
         normalize: bool = False,
         progress: bool | None = None,
@@ -88,15 +97,18 @@ class Client:
         Args:
             texts: a string, or N strings; no strings give `[0, D]`.
             prompt: put in front of each text, such as `"query: "`, for models trained with prompts.
+            prompt_name: in place of `prompt`, the name of one that the model brings, such as
+                `"query"`; see `prompts`.
             dimensions: cut the vectors to so many components and normalise them (Matryoshka).
             normalize: scale the vectors to length 1, if the model does not do so itself.
             progress: a bar on stderr: True or False; None shows it on a terminal for a long call.
 
         Raises:
-            InvalidInput: a text is no string or has no UTF-8, or `dimensions` is above D.
+            InvalidInput: a text is no string or has no UTF-8, `dimensions` is above D, or the model
+                has no prompt of that name.
             ServerError: the first failure of any request, after its retries; the rest is dropped.
         """
-        vectors = self._embed(texts, prompt, dimensions, normalize, progress)
+        vectors = self._embed(texts, prompt, prompt_name, dimensions, normalize, progress)
         return vectors[0] if isinstance(texts, str) else vectors
 
     def embed_arrow(
@@ -104,6 +116,7 @@ class Client:
         texts: str | Sequence[str],
         *,
         prompt: str | None = None,
+        prompt_name: str | None = None,
         dimensions: int | None = None,
         normalize: bool = False,
         progress: bool | None = None,
@@ -112,7 +125,7 @@ class Client:
 
         A single string gives an array of one. Arguments and errors are those of `embed`.
         """
-        return to_arrow(self._embed(texts, prompt, dimensions, normalize, progress))
+        return to_arrow(self._embed(texts, prompt, prompt_name, dimensions, normalize, progress))
 
     def similarity(self, a: str | Sequence[str], b: str | Sequence[str] | None = None) -> Vectors:
         """The cosine of each text of `a` with each text of `b` (default: of `a`).
@@ -127,7 +140,13 @@ class Client:
         left = self._embed(a)
         return cosine_similarity(left, None if b is None else self._embed(b))
 
-    def count_tokens(self, texts: str | Sequence[str], *, prompt: str | None = None) -> TokenCounts:
+    def count_tokens(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> TokenCounts:
         """How many tokens the model reads of each text, and whether it reads all of it.
 
         Returns:
@@ -137,12 +156,27 @@ class Client:
             InvalidInput: as for `embed`.
             ServerError: as for `embed`.
         """
+        prompt = self._prompt(prompt, prompt_name)
         requests = self._settings.token_requests(encode_texts(texts, prompt))
         rows = TokenRows(requests)
         with closing(self._answers(requests)) as answers:
             for index, answer in answers:
                 rows.put(index, answer)
         return rows.gathered()
+
+    def prompts(self) -> dict[str, str]:
+        """The prompts that the model was trained with, by name, such as `{"query": "query: "}`.
+
+        Read from the served model's configuration once, when first wanted; later calls give the
+        same, whatever is served by then.
+
+        Raises:
+            ServerError: as for `embed`.
+        """
+        if self._known_prompts is None:
+            read = partial(self._transport.prompts, self._settings.model)
+            self._known_prompts = self._retried(read, time.sleep)
+        return dict(self._known_prompts)
 
     def ready(self) -> bool:
         """Whether the server and the model are ready. Asks once; unreachable is False."""
@@ -170,21 +204,33 @@ class Client:
         self.close()
 
     @property
+    def model(self) -> str:
+        """The name of the model that is asked: `model`, or in an experiment its arm's."""
+        return self._settings.model
+
+    @property
     def _transport(self) -> Transport:
         if self._open_transport is None:
             raise ClientClosed("this Client is closed: make a new one")
         return self._open_transport
 
+    def _prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
+        check_prompts(prompt, prompt_name)
+        if prompt_name is None:
+            return prompt
+        return prompt_named(prompt_name, self.prompts(), self._settings.model)
+
     def _embed(
         self,
         texts: str | Sequence[str],
         prompt: str | None = None,
+        prompt_name: str | None = None,
         dimensions: int | None = None,
         normalize: bool = False,
         progress: bool | None = None,
     ) -> Vectors:
         edge = vector_edge(dimensions, normalize)
-        encoded = encode_texts(texts, prompt)
+        encoded = encode_texts(texts, self._prompt(prompt, prompt_name))
         requests = self._settings.embed_requests(encoded)
         rows = Rows(requests, "embeddings", edge)
         with (
@@ -213,6 +259,8 @@ class Client:
         while True:
             try:
                 return call(attempts.remaining_s())
+            except ModelNotFound as error:
+                raise self._settings.told(error) from error
             except Unavailable as error:
                 delay = attempts.delay_after(error)
             pause(delay)

@@ -14,7 +14,7 @@ import tritonclient.grpc.aio as async_wire
 
 from arrowhead_client._errors import InvalidUrl, from_status, unexpected
 from arrowhead_client._plan import Answer, Request
-from arrowhead_client._transports import AsyncTransport, Transport, embedding_width
+from arrowhead_client._transports import AsyncTransport, Transport, embedding_width, prompts_in
 from arrowhead_client._url import Endpoint, parse_url
 
 _CHANNEL_ARGS = [
@@ -57,6 +57,12 @@ class GrpcTransport(Transport):
             metadata = self._client.get_model_metadata(model, client_timeout=timeout_s)
         return embedding_width(_shapes(metadata), str(self._server), model)
 
+    def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
+        """See `Transport.prompts`."""
+        with _translated(self._server, timeout_s):
+            answer = self._client.get_model_config(model, client_timeout=timeout_s)
+        return prompts_in(_parameters(answer))
+
     def close(self) -> None:
         """See `Transport.close`."""
         self._client.close()
@@ -94,6 +100,12 @@ class AsyncGrpcTransport(AsyncTransport):
             metadata = await self._connected().get_model_metadata(model, client_timeout=timeout_s)
         return embedding_width(_shapes(metadata), str(self._server), model)
 
+    async def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
+        """See `Transport.prompts`."""
+        with _translated(self._server, timeout_s):
+            answer = await self._connected().get_model_config(model, client_timeout=timeout_s)
+        return prompts_in(_parameters(answer))
+
     async def close(self) -> None:
         """See `Transport.close`."""
         if self._client is not None:
@@ -128,6 +140,10 @@ def _answer(request: Request, result: Any) -> Answer:
 
 def _shapes(metadata: Any) -> dict[str, Any]:
     return {output.name: list(output.shape) for output in metadata.outputs}
+
+
+def _parameters(answer: Any) -> dict[str, str]:
+    return {key: value.string_value for key, value in answer.config.parameters.items()}
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from arrowhead_client._errors import (
     unexpected,
 )
 from arrowhead_client._plan import Answer, Request
-from arrowhead_client._transports import AsyncTransport, Transport, embedding_width
+from arrowhead_client._transports import AsyncTransport, Transport, embedding_width, prompts_in
 from arrowhead_client._url import Endpoint, parse_url
 
 T = TypeVar("T")
@@ -102,11 +102,14 @@ class HttpTransport(Transport):
     def width(self, model: str, timeout_s: float) -> int:
         """See `Transport.width`."""
         with _translated(self._server, timeout_s):
-            path = f"/v2/models/{quote(model, safe='')}"
-            response, content = self._exchange("GET", path, timeout_s)
-            self._check(response, content, timeout_s)
-            shapes = _shapes(json.loads(content))
+            shapes = _shapes(self._get(f"/v2/models/{quote(model, safe='')}", timeout_s))
         return embedding_width(shapes, str(self._server), model)
+
+    def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
+        """See `Transport.prompts`."""
+        with _translated(self._server, timeout_s):
+            config = self._get(f"/v2/models/{quote(model, safe='')}/config", timeout_s)
+            return prompts_in(_parameters(config))
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -114,6 +117,12 @@ class HttpTransport(Transport):
         for reference in self._connections.keyrefs():  # a copy: threads may add meanwhile
             with suppress(OSError, AttributeError):  # just closed, or not yet open
                 reference().sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+
+    def _get(self, path: str, timeout_s: float) -> Any:
+        """The JSON at this path."""
+        response, content = self._exchange("GET", path, timeout_s)
+        self._check(response, content, timeout_s)
+        return json.loads(content)
 
     def _exchange(
         self,
@@ -184,6 +193,14 @@ class AsyncHttpTransport(AsyncTransport):
         metadata = await self._send(timeout_s, lambda client: client.get_model_metadata(model))
         return embedding_width(_shapes(metadata), str(self._server), model)
 
+    async def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
+        """See `Transport.prompts`."""
+
+        async def prompts(client: Any) -> dict[str, str]:
+            return prompts_in(_parameters(await client.get_model_config(model)))
+
+        return await self._send(timeout_s, prompts)
+
     async def close(self) -> None:
         """See `Transport.close`."""
         if self._client is not None:
@@ -229,6 +246,12 @@ def _answer(request: Request, result: Any) -> Answer:
 
 def _shapes(metadata: Any) -> dict[str, Any]:
     return {output["name"]: output["shape"] for output in metadata["outputs"]}
+
+
+def _parameters(config: Any) -> dict[str, str]:
+    # dict(...): what is none is a TypeError or a ValueError, which `_translated` knows
+    parameters = dict(dict(config).get("parameters", {}))
+    return {key: str(value["string_value"]) for key, value in parameters.items()}
 
 
 @contextmanager

@@ -20,14 +20,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from arrowhead_client._algebra import Vectors, normalize, truncate_dimensions
-from arrowhead_client._errors import InvalidInput, Unavailable, UnexpectedResponse
+from arrowhead_client._algebra import Vectors, in_candidate, normalize, truncate_dimensions
+from arrowhead_client._errors import (
+    InvalidInput,
+    ModelNotFound,
+    ServerError,
+    Unavailable,
+    UnexpectedResponse,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from tqdm import tqdm
 
 MAX_BATCH_SIZE = 100  # the served model's max_batch_size: Triton refuses more
+CANDIDATE = "_candidate"  # what follows a model's name where its next version is on trial
 BAR_FROM_REQUESTS = 8  # below this a progress bar is noise
 
 FIRST_DELAY_S, LAST_DELAY_S, JITTER = 0.1, 2.0, 0.25
@@ -67,25 +74,53 @@ class TokenCounts(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Experiment:
+    """A trial of a model's next version, which the server serves beside it as `<name>_candidate`.
+
+    A client is in one arm for as long as it lives, and clients with the same key and share are in
+    the same: vectors of two versions are not comparable, so the unit is the caller, not the text.
+
+    Attributes:
+        share: the candidate's part of all callers, 0..1.
+        key: names one caller, such as an agent or a user; see `in_candidate`.
+
+    Raises:
+        InvalidInput: `share` or `key` is out of its range.
+    """
+
+    share: float
+    key: str
+
+    def __post_init__(self) -> None:
+        in_candidate(self.key, self.share)
+
+    def model(self, live: str) -> str:
+        """The name of the model of the caller's arm, given the live one's."""
+        return f"{live}{CANDIDATE}" if in_candidate(self.key, self.share) else live
+
+
+@dataclass(frozen=True)
 class Settings:
     """How a client calls; checked once, when the client is made.
 
     Attributes:
-        model: the model's name on the server.
+        live: the model's name on the server.
         timeout_s: seconds from a request's first sending to its answer, retries included.
         retries: how often a request that met nobody is sent again.
         concurrency: requests in flight at once.
         batch_size: texts in one request.
+        experiment: chooses between the model and its candidate; None: the model.
 
     Raises:
         InvalidInput: a setting is out of its range.
     """
 
-    model: str
+    live: str
     timeout_s: float
     retries: int
     concurrency: int
     batch_size: int
+    experiment: Experiment | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -94,18 +129,41 @@ class Settings:
             ("batch_size", 1, MAX_BATCH_SIZE),
         ):
             _check_whole(name, getattr(self, name), low, high)
-        if not isinstance(self.model, str) or not self.model:
-            raise InvalidInput(f"model={self.model!r}: wanted the name of a served model")
+        if not isinstance(self.live, str) or not self.live:
+            raise InvalidInput(f"model={self.live!r}: wanted the name of a served model")
         if not self.timeout_s > 0:
             raise InvalidInput(f"timeout_s={self.timeout_s!r}: wanted seconds above 0")
+        if not isinstance(self.experiment, (Experiment, type(None))):
+            raise InvalidInput(f"experiment={self.experiment!r}: wanted Experiment(share, key)")
+
+    @property
+    def model(self) -> str:
+        """The name of the model that is asked: the live one, or its candidate."""
+        return self.experiment.model(self.live) if self.experiment else self.live
+
+    def told(self, error: ServerError) -> ServerError:
+        """The error; of a candidate that is not served, one that says so."""
+        if self.experiment is None or self.model == self.live:
+            return error
+        if not isinstance(error, ModelNotFound):
+            return error
+        return ModelNotFound(
+            f"this client is in the candidate's arm ({self.experiment}), but {self.model!r} is not "
+            f"served: serve it, or end the experiment here with experiment=None. {error}",
+            status=error.status,
+        )
 
     def embed_requests(self, texts: Sequence[bytes]) -> list[Request]:
         """The requests that embed these texts."""
         return self._split(self.model, texts, ("embeddings",))
 
     def token_requests(self, texts: Sequence[bytes]) -> list[Request]:
-        """The requests that count the tokens of these texts."""
-        return self._split(f"{self.model}_tokenizer", texts, ("length", "truncated"))
+        """The requests that count the tokens of these texts.
+
+        In the candidate's arm too they go to the live model's tokenizer: the candidate promises an
+        ensemble and no tokenizer of its own name.
+        """
+        return self._split(f"{self.live}_tokenizer", texts, ("length", "truncated"))
 
     def attempts(self) -> Attempts:
         """A fresh retry budget, for one request."""
@@ -180,6 +238,34 @@ def encode_texts(texts: str | Sequence[str], prompt: str | None = None) -> list[
                 "errors='replace' if they are broken."
             ) from error
     return encoded
+
+
+def check_prompts(prompt: str | None, prompt_name: str | None) -> None:
+    """Refuses a prompt's text together with a name, before anything is sent.
+
+    Raises:
+        InvalidInput: both are given, or the name is no string.
+    """
+    if prompt_name is None:
+        return
+    if not isinstance(prompt_name, str):
+        raise InvalidInput(f"prompt_name is {type(prompt_name).__name__}: wanted str or None")
+    if prompt is not None:
+        raise InvalidInput(f"prompt={prompt!r} and prompt_name={prompt_name!r}: give one of them")
+
+
+def prompt_named(name: str, known: Mapping[str, str], model: str) -> str:
+    """The prompt of this name.
+
+    Raises:
+        InvalidInput: the model has no such prompt; lists those it has.
+    """
+    if name not in known:
+        names = ", ".join(map(repr, known)) or "none"
+        raise InvalidInput(
+            f"prompt_name={name!r}: model {model!r} knows {names}. prompt='...' takes any text."
+        )
+    return known[name]
 
 
 class Rows:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from typing import TypeAlias
 
@@ -23,6 +23,8 @@ import numpy as np
 from arrowhead_client._errors import UnexpectedResponse
 from arrowhead_client._plan import Answer, Request
 from arrowhead_client._url import parse_url
+
+PROMPT_PARAMETER = "prompt."  # in `config.pbtxt`, in front of a prompt's name
 
 Pause: TypeAlias = Callable[[float], None]
 Task: TypeAlias = Callable[[Pause], Answer]
@@ -50,6 +52,10 @@ class Transport(ABC):
     @abstractmethod
     def width(self, model: str, timeout_s: float) -> int:
         """D, from the model's metadata; may raise as `infer` does."""
+
+    @abstractmethod
+    def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
+        """The model's prompts by name, from its configuration; may raise as `infer` does."""
 
     @abstractmethod
     def close(self) -> None:
@@ -104,6 +110,10 @@ class AsyncTransport(ABC):
         """See `Transport.width`."""
 
     @abstractmethod
+    async def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
+        """See `Transport.prompts`."""
+
+    @abstractmethod
     async def close(self) -> None:
         """See `Transport.close`."""
 
@@ -139,15 +149,23 @@ class FakeTransport(Transport):
     Args:
         dimension: D.
         answer: answers instead, given the request; may raise, as a server would fail.
+        prompts: the model's prompts by name.
 
     Attributes:
         requests: what was asked so far, in order.
+        prompts_read: how often the prompts were asked for.
     """
 
     def __init__(
-        self, dimension: int = 8, *, answer: Callable[[Request], Answer] | None = None
+        self,
+        dimension: int = 8,
+        *,
+        answer: Callable[[Request], Answer] | None = None,
+        prompts: Mapping[str, str] | None = None,
     ) -> None:
         self.dimension = dimension
+        self.prompts_read = 0
+        self._prompts = dict(prompts or {})
         self.requests: list[Request] = []
         self.closed = False
         self._answer = answer
@@ -164,6 +182,11 @@ class FakeTransport(Transport):
     def width(self, model: str, timeout_s: float) -> int:
         """The `dimension` it was made with."""
         return self.dimension
+
+    def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
+        """The `prompts` it was made with."""
+        self.prompts_read += 1
+        return dict(self._prompts)
 
     def close(self) -> None:
         """Remembers that it was closed."""
@@ -196,6 +219,10 @@ class AsyncFakeTransport(AsyncTransport):
         """See `FakeTransport.width`."""
         return self.fake.width(model, timeout_s)
 
+    async def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
+        """See `FakeTransport.prompts`."""
+        return self.fake.prompts(model, timeout_s)
+
     async def close(self) -> None:
         """See `FakeTransport.close`."""
         self.fake.close()
@@ -210,6 +237,15 @@ def embedding_width(shapes: dict[str, Sequence[int]], server: str, model: str) -
             "Is it a model that `arrowhead convert` made?"
         )
     return int(shape[-1])
+
+
+def prompts_in(parameters: Mapping[str, str]) -> dict[str, str]:
+    """The prompts by name, from a model's parameters: those called `prompt.<name>`."""
+    return {
+        key.removeprefix(PROMPT_PARAMETER): value
+        for key, value in parameters.items()
+        if key.startswith(PROMPT_PARAMETER)
+    }
 
 
 def _vector(text: bytes, dimension: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -28,6 +28,9 @@ COMMANDS = {
         "arrowhead_conversion.command:convert", "convert", "Convert a model to Parquet."
     ),
     "embed": Command("arrowhead_client.commands:embed", None, "Turn texts into vectors."),
+    "evaluate": Command(
+        "arrowhead_client.evaluate:evaluate", None, "Score a served model on known answers."
+    ),
     "inspect": Command("arrowhead_engine.inspect:inspect", "engine", "Look into a weight file."),
     "models": Command(
         "arrowhead_conversion.registry_commands:models", "convert", "List models and versions."

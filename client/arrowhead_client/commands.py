@@ -23,23 +23,22 @@ from arrowhead_client._url import DEFAULT_URL
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+url_option = click.option(
+    "--url",
+    envvar="ARROWHEAD_URL",
+    show_envvar=True,
+    default=DEFAULT_URL,
+    show_default=True,
+    help="The server: grpc://host:port or http://host:port.",
+)
+
+
 def _server_options(function: F) -> F:
-    for option in (
-        click.option("--model", default="minilm", show_default=True, help="The model's name."),
-        click.option(
-            "--url",
-            envvar="ARROWHEAD_URL",
-            show_envvar=True,
-            default=DEFAULT_URL,
-            show_default=True,
-            help="The server: grpc://host:port or http://host:port.",
-        ),
-    ):
-        function = option(function)
-    return function
+    model = click.option("--model", default="minilm", show_default=True, help="The model's name.")
+    return url_option(model(function))
 
 
-_RETRIES = 4  # 1.5 s: somebody waits at the prompt for "no server answers"
+RETRIES = 4  # 1.5 s: somebody waits at the prompt for "no server answers"
 
 _file_option = click.option(
     "--file", "-f", type=click.File("rb"), help="One text a line, UTF-8; - is stdin."
@@ -51,6 +50,7 @@ _file_option = click.option(
 @_file_option
 @_server_options
 @click.option("--prompt", help='Put in front of each text, such as "query: ".')
+@click.option("--prompt-name", help='In place of --prompt: one the model brings, such as "query".')
 @click.option("--dimensions", type=int, help="Cut the vectors to so many components (Matryoshka).")
 @click.option("--normalize", is_flag=True, help="Scale the vectors to length 1.")
 @click.option(
@@ -73,6 +73,7 @@ def embed(
     url: str,
     model: str,
     prompt: str | None,
+    prompt_name: str | None,
     dimensions: int | None,
     normalize: bool,
     form: str,
@@ -88,12 +89,19 @@ def embed(
       arrowhead embed --file corpus.txt --format parquet --out corpus.parquet
       cat corpus.txt | arrowhead embed --format npy > corpus.npy
       arrowhead embed --prompt "query: " --dimensions 128 "what is a neutron star"
+      arrowhead embed --model e5 --prompt-name query "what is a neutron star"
     """  # noqa: D301 (click reads the character)
     if out is None and form != "jsonl" and sys.stdout.isatty():
         raise click.UsageError(f"{form} is binary: not written to a terminal; give --out FILE")
     lines = _texts(texts, file)
-    with Client(url, model=model, retries=_RETRIES) as client:
-        vectors = client.embed(lines, prompt=prompt, dimensions=dimensions, normalize=normalize)
+    with Client(url, model=model, retries=RETRIES) as client:
+        vectors = client.embed(
+            lines,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            dimensions=dimensions,
+            normalize=normalize,
+        )
     with _output(out) as stream:
         _WRITERS[form](stream, lines, vectors)
 
@@ -121,7 +129,7 @@ def similarity(
       arrowhead similarity --json "a cat" "a kitten"
     """  # noqa: D301
     texts = _texts(others, file)
-    with Client(url, model=model, retries=_RETRIES) as client:
+    with Client(url, model=model, retries=RETRIES) as client:
         scores = client.similarity(a, texts)[0] if texts else np.empty(0, np.float32)
     ranked = [(texts[index], float(scores[index])) for index in np.argsort(-scores, kind="stable")]
     if as_json:

@@ -49,7 +49,9 @@ class Script:
         sleep_s: how long each answer takes, unless the server is being stopped.
         ready: what the health checks say.
         output: the name given to the embeddings.
+        parameters: what `config.pbtxt` of the model says in its `parameters`.
         seen: the requests so far.
+        configs_read: how often the configuration was asked for.
         connections: how many were made, over HTTP.
     """
 
@@ -57,7 +59,9 @@ class Script:
     sleep_s: float = 0.0
     ready: bool = True
     output: str = "embeddings"
+    parameters: dict[str, str] = field(default_factory=dict)
     seen: list[Request] = field(default_factory=list)
+    configs_read: int = 0
     connections: int = 0
     stopping: threading.Event = field(default_factory=threading.Event)
     fake: FakeTransport = field(default_factory=lambda: FakeTransport(WIDTH))
@@ -73,6 +77,15 @@ class Script:
         self.stopping.wait(self.sleep_s)
         answer = self.fake.infer(request, 1.0)
         return {(self.output if name == "embeddings" else name): answer[name] for name in outputs}
+
+    def config(self, model: str) -> dict[str, str]:
+        self.configs_read += 1
+        fault = self.faults.popleft() if self.faults else None
+        if fault is not None:
+            raise Fault(*fault)
+        if model != "minilm":
+            raise Fault(404, grpc.StatusCode.NOT_FOUND)
+        return self.parameters
 
 
 class Fault(Exception):
@@ -93,6 +106,16 @@ class _Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
     def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         response = service_pb2.ModelMetadataResponse(name=request.name)
         response.outputs.add(name=self.script.output, datatype="FP32", shape=[-1, WIDTH])
+        return response
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        try:
+            parameters = self.script.config(request.name)
+        except Fault as fault:
+            context.abort(fault.rpc, "as scripted")
+        response = service_pb2.ModelConfigResponse()
+        for key, value in parameters.items():
+            response.config.parameters[key].string_value = value
         return response
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -126,6 +149,14 @@ class _Http(BaseHTTPRequestHandler):
             self.reply(200 if self.script.ready else 400)
         elif self.path.endswith("/ready"):
             self.reply(200 if self.path == "/v2/models/minilm/ready" else 400)
+        elif self.path.endswith("/config"):
+            try:
+                parameters = self.script.config(self.path.split("/")[3])
+            except Fault as fault:
+                self.reply(fault.http, json.dumps({"error": "as scripted"}).encode())
+                return
+            told = {key: {"string_value": value} for key, value in parameters.items()}
+            self.reply(200, json.dumps({"name": "minilm", "parameters": told}).encode())
         else:
             output = {"name": self.script.output, "datatype": "FP32", "shape": [-1, WIDTH]}
             self.reply(200, json.dumps({"name": "minilm", "outputs": [output]}).encode())
@@ -246,21 +277,27 @@ class Road:
     name: str
     server: Server
 
-    def call(self, method: str, *args: Any, **settings: Any) -> Any:
-        """Calls a method of a fresh client. `settings` are the client's."""
+    def call(
+        self, method: str, *args: Any, options: dict[str, Any] | None = None, **settings: Any
+    ) -> Any:
+        """Calls a method of a fresh client. `settings` are the client's, `options` the method's."""
+        options = options or {}
         with_json = {"binary": False} if self.name.endswith("json") else {}
         url = self.server.url
         if self.name.startswith("async"):
             make: Any = AsyncGrpcTransport if "grpc" in self.name else AsyncHttpTransport
-            return asyncio.run(_call_async(lambda: make(url, **with_json), method, args, settings))
+            call = _call_async(lambda: make(url, **with_json), method, args, options, settings)
+            return asyncio.run(call)
         make = GrpcTransport if "grpc" in self.name else HttpTransport
         with Client(transport=make(url, **with_json), **settings) as client:
-            return getattr(client, method)(*args)
+            return getattr(client, method)(*args, **options)
 
 
-async def _call_async(make: Any, method: str, args: Any, settings: dict[str, Any]) -> Any:
+async def _call_async(
+    make: Any, method: str, args: Any, options: dict[str, Any], settings: dict[str, Any]
+) -> Any:
     async with AsyncClient(transport=make(), **settings) as client:
-        return await getattr(client, method)(*args)
+        return await getattr(client, method)(*args, **options)
 
 
 ROADS = ["grpc", "http", "http json", "async grpc", "async http", "async http json"]

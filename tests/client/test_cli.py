@@ -63,6 +63,17 @@ def test_embed_options_reach_the_client(arrowhead: Any, http_server: Any) -> Non
     assert refused.stderr.startswith("arrowhead: ")
 
 
+def test_embed_with_a_prompt_of_the_models(arrowhead: Any, http_server: Any) -> None:
+    http_server.script.parameters = {"prompt.query": "query: "}
+    assert [row["text"] for row in _rows(arrowhead("embed", "--prompt-name", "query", "a"))] == [
+        "a"
+    ]
+    assert http_server.script.seen[0].texts == (b"query: a",)
+    refused = arrowhead("embed", "--prompt-name", "q", "a")
+    assert refused.exit_code == 1
+    assert "model 'minilm' knows 'query'" in refused.stderr
+
+
 @pytest.mark.parametrize("form", ["npy", "parquet", "jsonl"])
 def test_embed_writes_files_all_or_nothing(
     arrowhead: Any, http_server: Any, tmp_path: Path, expected: Any, form: str
@@ -167,7 +178,7 @@ def test_help_imports_nothing_and_the_table_is_right() -> None:
     assert "arrowhead_client.commands" not in run.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["embed", "similarity"])
+@pytest.mark.parametrize("name", ["embed", "evaluate", "similarity"])
 def test_a_commands_help_begins_as_the_table_says_and_teaches(name: str) -> None:
     result = CliRunner().invoke(main, [name, "--help"])
     assert COMMANDS[name].help.split()[0] in result.stdout

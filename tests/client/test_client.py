@@ -79,6 +79,56 @@ def test_a_prompt_is_a_prefix(call: Call) -> None:
     ]
 
 
+PROMPTS = {"query": "query: ", "passage": "passage: ", "none": ""}
+
+
+@pytest.mark.parametrize("method", ["embed", "embed_arrow", "count_tokens"])
+def test_a_prompt_is_known_by_its_name(call: Call, method: str) -> None:
+    fake = FakeTransport(prompts=PROMPTS)
+    call(fake, method, ["a"], prompt_name="passage")
+    call(fake, method, ["a"], prompt_name="none")
+    assert [request.texts for request in fake.requests] == [(b"passage: a",), (b"a",)]
+    assert call(fake, "prompts") == PROMPTS
+
+
+@pytest.mark.parametrize("method", ["embed", "embed_arrow", "count_tokens"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt_name": "a"}, r"prompt_name='a': model 'minilm' knows 'query', 'passage', 'none'"),
+        ({"prompt_name": ""}, "prompt_name=''"),
+        ({"prompt_name": 7}, "prompt_name is int"),
+        ({"prompt_name": "query", "prompt": "q: "}, "give one of them"),
+        ({"prompt_name": "query", "prompt": ""}, "give one of them"),
+    ],
+)
+def test_a_prompt_that_cannot_be_meant(
+    call: Call, method: str, options: dict[str, Any], message: str
+) -> None:
+    fake = FakeTransport(prompts=PROMPTS)
+    with pytest.raises(InvalidInput, match=message):
+        call(fake, method, ["a"], **options)
+    assert fake.requests == []
+
+
+async def test_prompts_are_read_once_and_only_when_wanted() -> None:
+    fake = FakeTransport(prompts=PROMPTS)
+    with Client(transport=fake) as client:
+        client.embed("a", prompt="query: ")
+        assert fake.prompts_read == 0
+        client.embed("a", prompt_name="query")
+        client.prompts().clear()  # a caller's copy
+        client.embed("a", prompt_name="passage")
+        assert fake.prompts_read == 1
+    async with AsyncClient(transport=AsyncFakeTransport(fake)) as async_client:
+        await async_client.embed("a", prompt="query: ")
+        assert fake.prompts_read == 1
+        await async_client.embed("a", prompt_name="query")
+        (await async_client.prompts()).clear()
+        await async_client.embed("a", prompt_name="passage")
+        assert fake.prompts_read == 2
+
+
 def test_dimensions_and_normalize_are_the_algebra(call: Call) -> None:
     fake = FakeTransport(answer=lambda request: {"embeddings": np.float32([[3, 0, 4, 12]])})
     whole = call(fake, "embed", ["a"])
@@ -265,11 +315,12 @@ def test_a_retry_that_would_end_too_late_is_not_made() -> None:
 
 def test_sync_and_async_are_twins() -> None:
     def public(kind: type) -> dict[str, list[Any]]:
-        names = [name for name in vars(kind) if not name.startswith("_")]
+        names = [name for name in vars(kind) if not name.startswith("_") and name != "model"]
         signatures = {name: inspect.signature(getattr(kind, name)) for name in names}
         return {name: list(found.parameters.values()) for name, found in signatures.items()}
 
     assert public(Client) == public(AsyncClient)
+    assert all(isinstance(vars(kind)["model"], property) for kind in (Client, AsyncClient))
     assert all(inspect.iscoroutinefunction(getattr(AsyncClient, name)) for name in public(Client))
     made, async_made = inspect.signature(Client), inspect.signature(AsyncClient)
     assert list(made.parameters) == list(async_made.parameters)
@@ -320,11 +371,11 @@ def test_urls_that_are_none(url: Any) -> None:
 def test_public_names_are_these() -> None:
     assert arrowhead_client.__all__ == [
         "ArrowheadError", "AsyncClient", "AsyncFakeTransport", "AsyncGrpcTransport",
-        "AsyncHttpTransport", "AsyncTransport", "Client", "ClientClosed", "FakeTransport",
-        "GrpcTransport", "HttpTransport", "InvalidInput", "InvalidRequest", "InvalidUrl",
-        "ModelNotFound", "Request", "ServerError", "TimedOut", "TokenCounts", "Transport",
-        "Unavailable", "UnexpectedResponse", "cosine_similarity", "normalize",
-        "truncate_dimensions",
+        "AsyncHttpTransport", "AsyncTransport", "Client", "ClientClosed", "Experiment",
+        "FakeTransport", "GrpcTransport", "HttpTransport", "InvalidInput", "InvalidRequest",
+        "InvalidUrl", "ModelNotFound", "Request", "ServerError", "TimedOut", "TokenCounts",
+        "Transport", "Unavailable", "UnexpectedResponse", "cosine_similarity", "in_candidate",
+        "normalize", "truncate_dimensions",
     ]  # fmt: skip
     assert all(getattr(arrowhead_client, name) is not None for name in arrowhead_client.__all__)
     assert not hasattr(arrowhead_client, "nothing")

@@ -21,6 +21,7 @@ from arrowhead_client import (
     ClientClosed,
     GrpcTransport,
     HttpTransport,
+    InvalidInput,
     InvalidRequest,
     InvalidUrl,
     ModelNotFound,
@@ -77,6 +78,36 @@ def test_tokens_are_counted(road: Any) -> None:
     assert counts.truncated.tolist() == [False, False, True]
     assert (counts.length.dtype, counts.truncated.dtype) == (np.int32, np.bool_)
     assert road.server.script.seen[0].model == "minilm_tokenizer"
+
+
+PARAMETERS = {"prompt.query": "query: ", "prompt.a.b": "", "prompt": "no", "other.prompt.x": "no"}
+
+
+def test_prompts_are_read_from_the_models_configuration(road: Any, expected: Any) -> None:
+    road.server.script.parameters = PARAMETERS
+    assert road.call("prompts") == {"query": "query: ", "a.b": ""}
+    vectors = road.call("embed", ["a", "b"], options={"prompt_name": "query"})
+    np.testing.assert_array_equal(vectors, expected(["query: a", "query: b"]))
+    road.call("count_tokens", ["a"], options={"prompt_name": "query"})
+    assert road.server.script.seen[-1] == Request(
+        "minilm_tokenizer", (b"query: a",), ("length", "truncated")
+    )
+
+
+def test_a_model_without_prompts_has_none(road: Any) -> None:
+    assert road.call("prompts") == {}
+    with pytest.raises(InvalidInput, match=r"prompt_name='query': model 'minilm' knows none\."):
+        road.call("embed", ["a"], options={"prompt_name": "query"})
+    assert road.server.script.seen == []
+
+
+def test_reading_prompts_fails_and_is_retried_as_a_request(road: Any) -> None:
+    road.server.script.parameters = PARAMETERS
+    road.server.script.faults.append(UNAVAILABLE)
+    assert road.call("prompts") == {"query": "query: ", "a.b": ""}
+    assert road.server.script.configs_read == 2
+    with pytest.raises(ModelNotFound):
+        road.call("prompts", model="another")
 
 
 @pytest.mark.parametrize(

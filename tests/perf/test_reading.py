@@ -17,7 +17,6 @@ from perf.perf_analyzer import (
     input_data,
     parse_report,
 )
-from perf.quality import StsPairs
 from perf.server import CacheCounts, parse_cache_counts, parse_smaps_rollup
 
 # As perf_analyzer 2.50 writes it for `-b 32`.
@@ -97,18 +96,3 @@ def test_busy_time_is_all_but_idle_and_waiting_for_disks():
     before = "cpu  100 0 100 1000 50 0 0 0 0 0\ncpu0 1 1 1 1\n"
     after = "cpu  140 0 110 1120 80 0 0 0 0 0\ncpu0 2 2 2 2\n"
     assert busy_percent(before, after) == pytest.approx(25.0)
-
-
-@pytest.mark.parametrize("header", ["", "sentence1,sentence2,score\n"])
-def test_sentence_pairs_are_read_with_or_without_a_header(tmp_path: Path, header):
-    file = tmp_path / "pairs.csv"
-    file.write_text(f'{header}a,b,1.5\n"c, d",e,5\n', encoding="utf-8")
-    assert StsPairs.read(file) == StsPairs(["a", "c, d"], ["b", "e"], [1.5, 5.0])
-
-
-@pytest.mark.parametrize("content", ["", "a,b\n", "a,b,c,1\n", "a,b,x\n"])
-def test_other_files_are_refused(tmp_path: Path, content):
-    file = tmp_path / "pairs.csv"
-    file.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"wanted lines|could not convert"):
-        StsPairs.read(file)
