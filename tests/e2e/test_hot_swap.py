@@ -20,7 +20,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from arrowhead_client import Client
+from arrowhead_client import Client, Experiment, in_candidate
 from arrowhead_client.cli import main
 from arrowhead_conversion import pins
 from arrowhead_conversion.convert import convert
@@ -307,15 +307,20 @@ def test_a_candidate_beside_the_live_version(
         ("2", "candidate", "serving"),
     ]
     before = {name: successes(server, name) for name in both}
-    for number in range(20):
-        model = "minilm_candidate" if number % 5 == 0 else "minilm"
-        with Client(server.grpc_url, model=model) as client:
-            client.embed(f"text {number}")
+    keys = [f"agent-{number}" for number in range(60)]
+    for key in keys:
+        experiment = Experiment(share=0.3, key=key)
+        with Client(server.grpc_url, experiment=experiment) as client:
+            met = client.embed(TEXTS)
+        np.testing.assert_allclose(met, known[2 if in_candidate(key, 0.3) else 1], atol=1e-5)
+    chosen = sum(in_candidate(key, 0.3) for key in keys)
+    assert 8 <= chosen <= 28
     after = {name: successes(server, name) for name in both}
     assert {name: after[name] - before[name] for name in both} == {
-        "minilm": 16,
-        "minilm_candidate": 4,
+        "minilm": len(keys) - chosen,
+        "minilm_candidate": chosen,
     }
+    measured("share in the metrics", 100 * chosen / len(keys), "%")
     candidates = memory(server, "minilm_encoder")
     arrowhead("rollback", "minilm", "--candidate", "--repository", repository)
     wait_until(lambda: served_versions(server) == {"minilm": 1}, "the end of the candidacy")
