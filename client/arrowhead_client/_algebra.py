@@ -92,7 +92,11 @@ def in_candidate(key: str, share: float) -> bool:
     >>> [in_candidate("agent-7", share) for share in (0.0, 0.5, 1.0)]
     [False, True, True]
     """
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+    if (
+        isinstance(share, bool)
+        or not isinstance(share, (int, float, np.floating))
+        or not 0 <= share <= 1
+    ):
         raise InvalidInput(f"share={share!r}: wanted a number in 0..1, the candidate's part of all")
     if not isinstance(key, str) or not key:
         raise InvalidInput(f"key={key!r}: wanted a string that names one caller, such as 'agent-7'")
@@ -101,7 +105,7 @@ def in_candidate(key: str, share: float) -> bool:
     except UnicodeEncodeError as error:
         raise InvalidInput(f"key={key!r} has no UTF-8: {error.reason}") from error
     # A whole number with a float of a power of two: exact, so a share of 1 leaves nobody out.
-    return int.from_bytes(digest[:8], "big") < share * 2.0**64
+    return int.from_bytes(digest[:8], "big") < float(share) * 2.0**64
 
 
 def _floats(vectors: npt.ArrayLike) -> npt.NDArray[Any]:

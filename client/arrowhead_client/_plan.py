@@ -160,8 +160,8 @@ class Settings:
     def token_requests(self, texts: Sequence[bytes]) -> list[Request]:
         """The requests that count the tokens of these texts.
 
-        In the candidate's arm too they go to the live model's tokenizer: the candidate promises an
-        ensemble and no tokenizer of its own name.
+        In both arms they go to the tokenizer that the model shares with its candidate, of which
+        Triton asks the newest version that is loaded.
         """
         return self._split(f"{self.live}_tokenizer", texts, ("length", "truncated"))
 

@@ -77,7 +77,7 @@ class RetrievalSet:
 
     documents: list[str]
     queries: list[str]
-    judged: list[dict[int, int]]
+    judged: list[dict[int, float]]
     own: list[int | None]
 
     @classmethod
@@ -96,7 +96,7 @@ class RetrievalSet:
         corpus, documents = _texts(_part(folder, "corpus.jsonl", "*.corpus.parquet"))
         found, texts = _texts(_part(folder, "queries.jsonl", "*.queries.parquet"))
         file = _part(folder, "qrels/test.tsv", "*.qrels.test.tsv")
-        judged: dict[str, dict[int, int]] = {}
+        judged: dict[str, dict[int, float]] = {}
         for place, row in _csv_rows(file, "\t"):
             if len(row) != 3:
                 raise InvalidInput(
@@ -106,7 +106,7 @@ class RetrievalSet:
             for kind, known, name in (("query", found, query), ("document", corpus, document)):
                 if name not in known:
                     raise InvalidInput(f"{place}: {kind} {name!r} is not in {folder}")
-            judged.setdefault(query, {})[corpus[document]] = int(_number(score, place))
+            judged.setdefault(query, {})[corpus[document]] = _number(score, place)
         if not judged:
             raise InvalidInput(f"{file}: no judgements; wanted query-id, corpus-id, score")
         return cls(

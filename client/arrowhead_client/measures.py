@@ -21,7 +21,7 @@ from arrowhead_client._errors import InvalidInput
 Floats: TypeAlias = npt.NDArray[np.float64]
 Hits: TypeAlias = npt.NDArray[np.int64]
 # For each query: the judged documents' indices, and how relevant each is (0 is: not at all).
-Judgements: TypeAlias = Sequence[Mapping[int, int]]
+Judgements: TypeAlias = Sequence[Mapping[int, float]]
 
 NO_HIT = -1  # fills a row of hits where there were fewer documents
 _QUERY_ROWS = 1024  # times the documents of a block (evaluate.BLOCK): the largest array of scores
@@ -42,8 +42,11 @@ def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """Spearman's rank correlation of two lists, -1..1; equal values share the mean of their ranks.
 
     Raises:
-        InvalidInput: a list whose values are all equal, which has no ranks to correlate.
+        InvalidInput: a list whose values are all equal, which has no ranks to correlate, or that
+            holds NaN.
     """
+    if any(np.isnan(np.asarray(values, np.float64)).any() for values in (a, b)):
+        raise InvalidInput("a value is NaN: wanted numbers to correlate")
     ranks = _ranks(a), _ranks(b)
     if any(np.ptp(found) == 0 for found in ranks):
         raise InvalidInput("all values are equal: wanted at least two different ones to correlate")

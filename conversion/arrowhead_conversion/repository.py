@@ -200,6 +200,10 @@ def _config(path: Path, name: str, part: str, dimension: int) -> str:
 
 def _write_warmup(folder: Path) -> None:
     """The tensors of the encoder's warm-up request: one text of `WARMUP_TOKENS` tokens."""
-    folder.mkdir(exist_ok=True)
-    np.ones(WARMUP_TOKENS, np.int32).tofile(folder / f"input_ids_{WARMUP_TOKENS}")
-    np.array([WARMUP_TOKENS], np.int32).tofile(folder / f"length_{WARMUP_TOKENS}")
+    if folder.is_dir():  # written anew it would be a change to a Triton that watches it
+        return
+    draft = folder.with_name(f".{folder.name}")
+    draft.mkdir(exist_ok=True)
+    np.ones(WARMUP_TOKENS, np.int32).tofile(draft / f"input_ids_{WARMUP_TOKENS}")
+    np.array([WARMUP_TOKENS], np.int32).tofile(draft / f"length_{WARMUP_TOKENS}")
+    draft.rename(folder)

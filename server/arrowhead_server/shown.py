@@ -5,7 +5,7 @@
                  1/  2/                  empty, and always there (see `show_ensemble`)
     shown/minilm_encoder/config.pbtxt    the repository's, all versions that are shown
                          1/              links to the files of the repository's version folder
-                         warmup          a link
+                         warmup          a copy
 
 What is in it is what Triton serves (`--model-control-mode=poll`): no administration API is needed,
 so none is open. A model that a conversion is still writing is not in it; and Triton's Python stubs
@@ -71,9 +71,11 @@ class Shown:
         shutil.rmtree(model, ignore_errors=True)
         model.mkdir()
         stage.rename(model / str(version))
-        for extra in source.iterdir():  # what the configuration names, such as `warmup`
+        # What the configuration names, such as `warmup`. A copy: Triton would take a change of it
+        # for a change of the model, and load all its versions once more.
+        for extra in source.iterdir():
             if extra.is_dir() and not extra.name.isdecimal() and not extra.name.startswith("."):
-                (model / extra.name).symlink_to(extra)
+                shutil.copytree(extra, model / extra.name)
         config = (source / "config.pbtxt").read_text(encoding="utf-8")
         config = _POLICY.sub("", config) + "\nversion_policy: { all { } }\n"
         (model / "config.pbtxt").write_text(config, encoding="utf-8")

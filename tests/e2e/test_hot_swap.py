@@ -221,7 +221,7 @@ def loaded(server: Server) -> set[int]:
     pulse = Pulse(server.address, (), 5.0)
     return {
         version
-        for version in (1, 2, 3)
+        for version in (1, 2, 3, 4)
         if pulse.has_loaded(EmbeddingModel("minilm", 384, version, "minilm"))
     }
 
@@ -260,6 +260,19 @@ def test_a_broken_version_is_refused_and_the_old_one_keeps_serving(
     shutil.copy(repository / "minilm_encoder" / "2" / "weights.parquet", path)
     wait_until(lambda: served_versions(server) == {"minilm": 3}, "the mended version")
     wait_until(lambda: np.allclose(vectors(server), known[2], atol=1e-5), "its vectors")
+    assert server.restarts == []
+
+
+def test_a_conversion_while_it_serves_goes_live_without_a_restart(
+    repository: Path, server: Server, tuned: Path, known: dict[int, Vectors]
+) -> None:
+    with running_load(server, known) as load:
+        made = convert(str(tuned), "minilm", repository, progress=False)
+        wait_until(lambda: served_versions(server) == {"minilm": made.version}, "the new version")
+        wait_until(lambda: load.done and load.done[-1].version == 2, "its vectors")
+        wait_until(lambda: loaded(server) == {made.version}, "unloading")
+    assert load.failures() == []
+    assert load.late(1, 2) == []
     assert server.restarts == []
 
 

@@ -52,6 +52,12 @@ def test_only_what_is_served_is_in_it(shown: Shown, repository: Path) -> None:
     )
 
 
+def test_what_the_configuration_names_is_a_copy(shown: Shown, repository: Path) -> None:
+    """A link would let Triton see a change, and load all versions once more."""
+    (repository / "toy_encoder" / "warmup" / "later").touch()
+    assert not (shown.folder / "toy_encoder" / "warmup" / "later").exists()
+
+
 def test_python_cannot_leave_compiled_code_in_a_version(shown: Shown) -> None:
     """Triton would take it for a change of the version and load it again."""
     assert (shown.folder / "toy_encoder" / "1" / "__pycache__").is_file()
