@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -159,24 +159,36 @@ class TritonProcess:
 
         Those of a version that is still loading, or is about to be unloaded, may end as they like.
         """
-        for fd, (_, *version) in list(self._stubs.items()):
-            if tuple(version) not in served:
+        for fd, (_, *known) in list(self._stubs.items()):
+            if tuple(known) not in served:
                 self._selector.unregister(fd)
                 os.close(fd)
                 del self._stubs[fd]
         watched = {pid for pid, _, _ in self._stubs.values()}
+        for stub, version in self._stub_processes():
+            if version in served and stub.pid not in watched:
+                with contextlib.suppress(ProcessLookupError):
+                    fd = os.pidfd_open(stub.pid)
+                    self._stubs[fd] = (stub.pid, *version)
+                    self._selector.register(fd, selectors.EVENT_READ)
+
+    def kill_stubs(self, versions: Collection[tuple[str, int]]) -> None:
+        """Ends the processes of versions that hang while they load."""
+        for stub, version in self._stub_processes() if versions else ():
+            if version in versions:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    stub.kill()
+
+    def _stub_processes(self) -> Iterator[tuple[psutil.Process, tuple[str, int]]]:
+        """The stubs that live now, and the version of a model that each is for."""
         for stub in psutil.Process(self.pid).children():
+            # IndexError: a child that ends, or has not become the stub yet, has no arguments.
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, IndexError):
                 arguments = stub.cmdline()
-                if stub.pid in watched or Path(arguments[0]).name != _STUB:
-                    continue
-                # repository / model / version / model.py
-                folder = Path(arguments[1]).parent
-                model, version_number = folder.parent.name, int(folder.name)
-                if (model, version_number) in served:
-                    fd = os.pidfd_open(stub.pid)
-                    self._stubs[fd] = (stub.pid, model, version_number)
-                    self._selector.register(fd, selectors.EVENT_READ)
+                if Path(arguments[0]).name == _STUB:
+                    # repository / model / version / model.py
+                    folder = Path(arguments[1]).parent
+                    yield stub, (folder.parent.name, int(folder.name))
 
     def stub_pids(self) -> dict[str, list[int]]:
         """The process ids of the stubs of each model."""

@@ -59,22 +59,44 @@ def read_repository(repository: Path) -> tuple[EmbeddingModel, ...]:
     Raises:
         RepositoryError: No such folder, no ensemble in it, or an encoder without weights.
     """
+    models, faults = look_through(repository)
+    for fault in faults.values():
+        raise fault
+    return models
+
+
+def look_through(
+    repository: Path,
+) -> tuple[tuple[EmbeddingModel, ...], dict[str, RepositoryError]]:
+    """The same, but for the models that cannot be served: their names, and why.
+
+    Raises:
+        RepositoryError: No such folder, or no ensemble in it.
+    """
     if not repository.is_dir():
         raise RepositoryError(
             f"no model repository at {repository}: name one with --repository DIR, or make one "
             f"with `arrowhead convert SOURCE --name NAME --repository {repository}`"
         )
-    models = tuple(
-        model
-        for config in sorted(repository.glob("*/config.pbtxt"))
-        if (model := _embedding_model(repository, config)) is not None
-    )
-    if not models:
+    models: list[EmbeddingModel] = []
+    faults: dict[str, RepositoryError] = {}
+    for config in sorted(repository.glob("*/config.pbtxt")):
+        try:
+            model = _embedding_model(repository, config)
+        except RepositoryError as error:
+            faults[config.parent.name] = error
+        except OSError as error:  # removed between two looks, or not ours to read
+            faults[config.parent.name] = RepositoryError(
+                f"{error.filename or config} cannot be read: {error.strerror}"
+            )
+        else:
+            models += [model] if model is not None else []
+    if not models and not faults:
         raise RepositoryError(
             f"{repository} holds no embedding model: make one with "
             f"`arrowhead convert SOURCE --name NAME --repository {repository}`"
         )
-    return models
+    return tuple(models), faults
 
 
 def _embedding_model(repository: Path, config: Path) -> EmbeddingModel | None:

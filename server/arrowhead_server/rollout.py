@@ -21,7 +21,7 @@ from pathlib import Path
 
 from arrowhead_server.errors import RepositoryError
 from arrowhead_server.probe import FAILURES_IN_A_ROW, Pulse
-from arrowhead_server.repository import EmbeddingModel, read_repository
+from arrowhead_server.repository import EmbeddingModel, look_through, read_repository
 from arrowhead_server.shown import Shown
 
 LOGGER = logging.getLogger(__name__)
@@ -109,7 +109,8 @@ class Rollout:
         self._quiet: dict[Pair, tuple[int, float]] = {}  # answers given, and since when so many
         self._heard: dict[Pair, str] = {}  # why Triton could not load it
         self._failures: dict[Pair, int] = {}  # of its first inferences, in a row
-        self._complaint = ""
+        self._complaints: dict[str, str] = {}
+        self.hanging: set[Pair] = set()  # did not load in time: their processes are to be killed
 
     @property
     def models(self) -> tuple[EmbeddingModel, ...]:
@@ -137,12 +138,12 @@ class Rollout:
         self._failures.clear()
         served = self.state.serving
         self.state = State()
-        wanted = read_repository(self._repository)
-        # After a crash: what was refused while it ran is refused still.
-        models = [
-            served.get(model.name, model) if (model.base, model.version) in self._refused else model
-            for model in wanted
-        ]
+        self.hanging.clear()
+        # After a crash: what served. A version that is wanted since then has yet to be proved, and
+        # is so beside it. Only what was removed meanwhile gives way to what is wanted now.
+        models = [model for model in served.values() if self.shown.has(model)]
+        if not models:
+            models = list(read_repository(self._repository))
         self.apply(State.of(models))
 
     def begun(self) -> None:
@@ -159,13 +160,16 @@ class Rollout:
     def look(self, pulse: Pulse) -> State:
         """What to show next; asks the repository and Triton, and decides who is refused."""
         try:
-            wanted: Collection[EmbeddingModel] = read_repository(self._repository)
-            self._complaint = ""
-        except RepositoryError as error:  # while somebody edits, or for good
-            if str(error) != self._complaint:
-                LOGGER.warning("the repository is not followed: %s", error)
-            self._complaint = str(error)
+            models, faults = look_through(self._repository)
+        except RepositoryError as error:  # unmounted, say
+            self._complain({"the repository": str(error)})
             return self.state
+        self._complain({f"'{name}'": str(error) for name, error in faults.items()})
+        # What cannot be read, while somebody edits or for good, stays; the others are followed.
+        wanted = [
+            *models,
+            *(self.state.serving[name] for name in faults if name in self.state.serving),
+        ]
         self._forgive()
         for pair in sorted(self.state.pairs - self._proved - self._refused.keys()):
             self._judge(pair, pulse)
@@ -198,6 +202,12 @@ class Rollout:
             self._proved.discard((base, version))
         self.state = state
 
+    def _complain(self, complaints: dict[str, str]) -> None:
+        for what, why in complaints.items():
+            if self._complaints.get(what) != why:  # once
+                LOGGER.warning("%s is not followed: %s", what, why)
+        self._complaints = complaints
+
     def _judge(self, pair: Pair, pulse: Pulse) -> None:
         """Proves a version that is shown, or refuses it."""
         base, version = pair
@@ -216,6 +226,9 @@ class Rollout:
                 why = failure
         if why is None and time.monotonic() - self._since[pair] > LOAD_TIMEOUT_S:
             why = f"it has not loaded within {LOAD_TIMEOUT_S:.0f} s"
+            # Triton looks at nothing else while a version loads, not even at whether that one is
+            # still shown.
+            self.hanging.add(pair)
         if why is not None:
             self._failures.pop(pair, None)
             self._refused[pair] = self._times(pair)

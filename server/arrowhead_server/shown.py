@@ -14,10 +14,18 @@ never start on a path with a blank or a letter beyond ASCII, which this one has 
 Measured with Triton 2.51: a version that is added loads beside the others, which stay untouched as
 long as their own files do; one that is taken away is unloaded and its process ends; a change of the
 ensemble's configuration is taken up at one moment, and requests in flight end on what they began.
+
+Triton sees a change where the latest time of a folder's files is *later* than it was. So the times
+are ours too: every change is stamped years ahead, by a count that only goes up, which outshines
+those of the linked files. Otherwise a conversion that writes `warmup` anew, or a touched file,
+would load the live version once more and end its process; and a file dated tomorrow would hide
+what happens until then.
 """
 
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 from arrowhead_server.repository import EmbeddingModel
@@ -25,6 +33,8 @@ from arrowhead_server.repository import EmbeddingModel
 _POLICY = re.compile(
     r"\bversion_policy\s*:?\s*\{\s*\w+\s*:?\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}\s*\}\s*\n?"
 )
+# Further than a server runs, and not beyond 2038, where some file systems end.
+_AHEAD_NS = 5 * 365 * 86_400 * 10**9
 _PIN = re.compile(r"(\bmodel_version\s*:\s*)-?\d+")
 
 
@@ -40,11 +50,19 @@ class Shown:
         self._repository = repository
         self._folder = folder
         self._stage = folder.with_name(f"{folder.name}-stage")
+        self._clock_ns = time.time_ns() + _AHEAD_NS
 
     @property
     def folder(self) -> Path:
         """What Triton is to be given as its model repository."""
         return self._folder
+
+    def has(self, model: EmbeddingModel) -> bool:
+        """Whether the repository still holds what the model is made of."""
+        parts = [self._repository / part / str(model.version) for part in model.parts]
+        return (self._repository / model.name / "config.pbtxt").is_file() and all(
+            part.is_dir() for part in parts
+        )
 
     def clear(self) -> None:
         """Begins anew, for a Triton that is not running."""
@@ -64,6 +82,7 @@ class Shown:
         # In place of the folder in which Python would keep the compiled model.py. Triton would take
         # that for a change of the version and load it once more, with everything that uses it.
         (stage / "__pycache__").touch()
+        self._stamp(stage / "__pycache__")
         if target.is_dir():
             stage.rename(target / str(version))
             return
@@ -89,6 +108,7 @@ class Shown:
             shutil.rmtree(self._stage / f"{part}-gone")
         else:
             (target / str(version)).rename(self._stage / f"{part}-{version}-gone")
+            self._stamp(target)
             shutil.rmtree(self._stage / f"{part}-{version}-gone")
 
     def show_ensemble(self, model: EmbeddingModel) -> None:
@@ -102,6 +122,7 @@ class Shown:
             shutil.rmtree(stage, ignore_errors=True)
             (stage / str(model.version)).mkdir(parents=True)
             (stage / "config.pbtxt").write_text(config, encoding="utf-8")
+            self._stamp(stage)
             stage.rename(target)
             return
         # The folders of earlier versions stay: which one is served is said in the configuration
@@ -111,9 +132,16 @@ class Shown:
         draft = self._stage / f"{model.name}.pbtxt"
         draft.write_text(config, encoding="utf-8")
         draft.replace(target / "config.pbtxt")
+        self._stamp(target)
 
     def hide_ensemble(self, name: str) -> None:
         """Stops serving a model."""
         gone = self._stage / f"{name}-gone"
         (self._folder / name).rename(gone)
         shutil.rmtree(gone)
+
+    def _stamp(self, path: Path) -> None:
+        """Makes this the latest change that Triton knows of."""
+        # Coarser file systems keep microseconds at best.
+        self._clock_ns += 1_000_000
+        os.utime(path, ns=(self._clock_ns, self._clock_ns))

@@ -301,6 +301,14 @@ class Server:
         process.watch_stubs(staying)
         if state != rollout.state:
             rollout.apply(state)
+        process.kill_stubs(
+            {
+                (f"{base}_{part}", version)
+                for base, version in rollout.hanging
+                for part in ("tokenizer", "encoder")
+            }
+        )
+        rollout.hanging.clear()
         pulse.models = rollout.models
 
     def _recover(self, reason: str, start: Callable[[], None], *, lived_s: float) -> None:

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from arrowhead_server import rollout
 from arrowhead_server.supervisor import Server, running_server
 
 
@@ -22,10 +26,18 @@ def second(repository: Path, code: str = "2 * ids.sum") -> None:
     path.write_text(path.read_text().replace("ids.sum", code))
 
 
+def third(repository: Path) -> None:
+    """Writes version 3, whose vectors are three times as long, without naming it."""
+    for part in ("toy", "toy_tokenizer", "toy_encoder"):
+        shutil.copytree(repository / part / "1", repository / part / "3")
+    path = repository / "toy_encoder" / "3" / "model.py"
+    path.write_text(path.read_text().replace("ids.sum", "3 * ids.sum"))
+
+
 def pin(repository: Path, version: int) -> None:
     path = repository / "toy" / "config.pbtxt"
     text = path.read_text()
-    for old in ("-1", "1", "2"):
+    for old in ("-1", "1", "2", "3"):
         text = text.replace(f"model_version: {old}\n", f"model_version: {version}\n")
     draft = path.with_name(".draft")
     draft.write_text(text)
@@ -94,7 +106,7 @@ def test_a_repository_that_cannot_be_read_changes_nothing(
     config = repository / "toy" / "config.pbtxt"
     text = config.read_text()
     config.write_text(text.replace("[ 8 ]", "[ -1 ]"))
-    tools.wait_until(lambda: "the repository is not followed" in caplog.text, "the complaint")
+    tools.wait_until(lambda: "'toy' is not followed" in caplog.text, "the complaint")
     assert value(server, tools) == 97
     config.write_text(text)
     second(repository)
@@ -121,3 +133,78 @@ def test_a_model_is_added_and_removed(repository: Path, server: Server, tools: A
     assert value(server, tools) == 97
     assert json.loads(tools.ask(server.address.http_port, "GET", "/v2/models/toy")[1])["versions"]
     assert server.restarts == []
+
+
+def test_touched_files_do_not_load_the_live_version_again(repository: Path, tools: Any) -> None:
+    """A conversion writes `warmup` anew, and `git checkout` every file it changes."""
+    warmup = repository / "toy_encoder" / "warmup"
+    warmup.mkdir()
+    (warmup / "ids").write_bytes(b"1")
+    with running_server(repository) as server:
+        before = server.stub_pids()
+        (warmup / "ids").write_bytes(b"1")
+        os.utime(repository / "toy_encoder" / "1" / "model.py")
+        # Triton has looked since: what came later is served.
+        second(repository)
+        pin(repository, 2)
+        tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
+        after = server.stub_pids()
+        assert all(set(pids) <= set(after[model]) for model, pids in before.items())
+        assert server.restarts == []
+
+
+def test_a_file_dated_tomorrow_hides_nothing(repository: Path, tools: Any) -> None:
+    tomorrow = time.time() + 86_400
+    os.utime(repository / "toy_encoder" / "1" / "weights.parquet", (tomorrow, tomorrow))
+    with running_server(repository) as server:
+        second(repository)
+        pin(repository, 2)
+        tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
+
+
+def test_a_version_that_hangs_is_ended_and_the_next_goes_live(
+    repository: Path,
+    server: Server,
+    tools: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(rollout, "LOAD_TIMEOUT_S", 3.0)
+        second(repository)
+        path = repository / "toy_encoder" / "2" / "model.py"
+        path.write_text(path.read_text().replace("pass", "time.sleep(1000)", 1))
+        pin(repository, 2)
+        tools.wait_until(lambda: "toy version 2 is refused" in caplog.text, "the refusal")
+        assert value(server, tools) == 97
+    third(repository)
+    pin(repository, 3)
+    tools.wait_until(lambda: value(server, tools) == 3 * 97, "version 3")
+    assert server.restarts == []
+
+
+def test_a_broken_neighbour_holds_nobody_up(
+    repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part in ("_tokenizer", "_encoder", ""):
+        copy = shutil.copytree(repository / f"toy{part}", repository / f"bad{part}")
+        config = copy / "config.pbtxt"
+        config.write_text(config.read_text().replace('"toy', '"bad'))
+    (repository / "bad_encoder" / "1" / "weights.parquet").unlink()
+    tools.wait_until(lambda: "'bad' is not followed: model 'bad' has no" in caplog.text, "a word")
+    second(repository)
+    pin(repository, 2)
+    tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
+
+
+def test_a_crash_comes_back_with_what_was_live(
+    repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And not with what the repository has named since, which nobody has proved."""
+    second(repository, "no such name +")
+    pin(repository, 2)
+    os.kill(server.pid, signal.SIGKILL)
+    tools.wait_until(lambda: server.restarts, "a restart")
+    assert value(server, tools) == 97
+    tools.wait_until(lambda: "toy version 2 is refused" in caplog.text, "the refusal")
+    assert value(server, tools, "b") == 98
