@@ -34,8 +34,20 @@ ENCODERS = {
     "longt5": "LongT5EncoderModel",
     "switch_transformers": "SwitchTransformersEncoderModel",
 }
-# What a `config.json` says of its file and not of the network.
-_NOT_OF_THE_NETWORK = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
+# What a `config.json` may say that is not of the network: of its file, or of how to run it, which
+# would change what the module returns, or have it run by code from elsewhere.
+_NOT_OF_THE_NETWORK = (
+    "architectures",
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "return_dict",
+    "chunk_size_feed_forward",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+)
 
 
 class GeneralConfig:

@@ -51,6 +51,7 @@ Scales = npt.NDArray[np.float32]
 _NO_SCALES: Scales = np.empty(0, np.float32)
 _MAGIC = b"PAR1"
 _MOST_DESCRIPTION = 64 * 1024  # bytes for a name, a shape, ...; else a small file could fill memory
+_MOST_DIMENSIONS = 8
 _PAGE_OVERHEAD = 1024  # bytes, generously: page header and length
 # What pyarrow raises on damaged bytes, its own decoding of column names included.
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)
@@ -333,14 +334,14 @@ def _read_scales(
     row_group: int,
     columns: dict[str, int],
 ) -> Scales:
-    rows = shape[0] if shape else 0
+    rows = _rows_scaled("int8", shape)
     wanted = f"{where}: int8 {list(shape)} wants {rows} finite scales"
     if "scales" not in columns:
         raise BadSchema(f"{wanted}; the file has no column 'scales'")
     # Its declared size first, or a small file could fill memory.
-    size = parquet.metadata.row_group(row_group).column(columns["scales"]).total_uncompressed_size
-    if size > 8 * rows + _PAGE_OVERHEAD:
-        raise BadShape(f"{wanted}, met {size} bytes of them")
+    chunk = parquet.metadata.row_group(row_group).column(columns["scales"])
+    if chunk.total_uncompressed_size > 8 * rows + _PAGE_OVERHEAD or chunk.num_values > max(rows, 1):
+        raise BadShape(f"{wanted}, met {chunk.num_values} in {chunk.total_uncompressed_size} bytes")
     column = parquet.read_row_group(row_group, columns=["scales"]).column("scales")
     values: Scales = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     if len(values) != rows or not np.isfinite(values).all():
@@ -373,11 +374,18 @@ def _check_schema(path: Path, parquet: pq.ParquetFile) -> dict[str, int]:
                 f"{path}: row group {index} has {group.num_rows} rows, each must hold one tensor"
             )
         for name, column in columns.items():
-            size = group.column(column).total_uncompressed_size
-            if name not in ("data", "scales") and size > _MOST_DESCRIPTION:
+            chunk = group.column(column)
+            if name not in ("data", "scales") and chunk.total_uncompressed_size > _MOST_DESCRIPTION:
                 raise BadSchema(
                     f"{path}: row group {index}: {name} takes more than the "
                     f"{_MOST_DESCRIPTION} bytes that describe a tensor"
+                )
+            # A dictionary may stand for any number of values in a few bytes.
+            most = {"shape": _MOST_DIMENSIONS, "scales": 2**31}.get(name, 1)
+            if chunk.num_values > most:
+                raise BadSchema(
+                    f"{path}: row group {index}: {name} holds {chunk.num_values} values, {most} at "
+                    "most"
                 )
     return columns
 
@@ -391,6 +399,11 @@ def _rows(
     planes = table.column("byte_planes").to_pylist() if "byte_planes" in columns else None
     for name, shape, *rest, split in zip(*values, planes or [False] * table.num_rows, strict=True):
         yield name, tuple(shape), *rest, split
+
+
+def _rows_scaled(dtype: str, shape: tuple[int, ...]) -> int:
+    """How many scales a tensor has: one a row of int8, none where there are no elements."""
+    return shape[0] if dtype == "int8" and shape and prod(shape) else 0
 
 
 def _is_plain(chunk: Any) -> bool:
@@ -526,7 +539,7 @@ def _check_writable(tensor: Tensor, seen: set[str]) -> None:
         raise BadDtype(f"{tensor.name}: dtype {tensor.dtype!r}; known are {', '.join(ITEM_SIZE)}")
     if any(size < 0 for size in tensor.shape):
         raise BadShape(f"{tensor.name}: shape {list(tensor.shape)} has a negative dimension")
-    rows = tensor.shape[0] if tensor.dtype == "int8" and tensor.shape else 0
+    rows = _rows_scaled(tensor.dtype, tensor.shape)
     if len(tensor.scales) != rows:
         raise BadShape(
             f"{tensor.name}: {len(tensor.scales)} scales given, {tensor.dtype} "

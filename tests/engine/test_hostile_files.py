@@ -221,6 +221,20 @@ def too_many_scales(path: Path) -> None:
     quantised(path, [1.0] * 100_000)
 
 
+def a_dictionary_of_scales(path: Path) -> None:
+    """Millions of equal values take a few bytes, until they are read."""
+    types = pa.schema([pa.field(n, k, nullable=False) for n, k in QUANTISED.items()])
+    fine = row(dtype="int8", data=b"1234", byte_planes=False, scales=[1.0] * 3_000_000)
+    with pq.ParquetWriter(path, types, store_schema=False, use_dictionary=True) as writer:
+        writer.add_key_value_metadata({"arrowhead.format_version": "1"})
+        writer.write_table(pa.Table.from_pylist([fine], types))
+    assert path.stat().st_size < 10_000
+
+
+def endless_dimensions(path: Path) -> None:
+    quantised(path, [], shape=[1] * 9, dtype="float16", data=b"12", num_params=1)
+
+
 def scales_that_are_none(path: Path) -> None:
     quantised(path, [1.0, float("nan")])
 
@@ -278,6 +292,8 @@ def broken_compression(path: Path) -> None:
         (too_few_scales, errors.BadShape),
         (too_many_scales, errors.BadShape),
         (scales_that_are_none, errors.BadShape),
+        (a_dictionary_of_scales, errors.BadShape),
+        (endless_dimensions, errors.BadSchema),
         (a_changed_scale, errors.ChecksumMismatch),
         (planes_that_are_not_compressed, errors.BadSchema),
     ],

@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 
 def tensor(name: str, *shape: int, dtype: str = "float16") -> Tensor:
     """Random bytes, NaN patterns and all; int8 with a scale for each row."""
-    rows = shape[0] if dtype == "int8" and shape else 0
+    rows = shape[0] if dtype == "int8" and shape and np.prod(shape) else 0
     data = RNG.bytes(int(np.prod(shape)) * ITEM_SIZE[dtype])
     return Tensor(name, dtype, shape, data, RNG.random(rows, np.float32))
 
