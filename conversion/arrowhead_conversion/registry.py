@@ -57,7 +57,7 @@ def entries(repository_path: Path) -> list[Entry]:
     if not repository_path.is_dir():
         raise RegistryError(f"{repository_path}: no such folder; name one with --repository")
     names = sorted(
-        folder.name.removesuffix("_encoder") for folder in repository_path.glob("*_encoder")
+        folder.name.removesuffix("_encoder") for folder in repository_path.glob("[!.]*_encoder")
     )
     return [
         _entry(repository_path, name, version)
@@ -82,11 +82,11 @@ def promote(repository_path: Path, name: str, version: int | None = None) -> tup
         EngineError: the version is broken; nothing was changed.
     """
     with _known(repository_path, name) as known:
-        chosen, before = version or known[-1], pins.live(repository_path, name)
+        chosen, before = known[-1] if version is None else version, pins.live(repository_path, name)
         spec = _proved(repository_path, name, chosen, known)
         if pins.pin(repository_path / f"{name}{CANDIDATE}") == chosen:
             _drop(repository_path, name)
-        kept = pins.previous(repository_path, name) if before == chosen else before
+        kept = pins.fact(repository_path, name, pins.PREVIOUS) if before == chosen else before
         _make_live(repository_path, name, chosen, spec, kept)
         return chosen, before
 
@@ -99,13 +99,13 @@ def propose(repository_path: Path, name: str, version: int | None = None) -> int
         EngineError: the version is broken; nothing was changed.
     """
     with _known(repository_path, name) as known:
-        chosen, live = version or known[-1], pins.live(repository_path, name)
+        chosen, live = known[-1] if version is None else version, pins.live(repository_path, name)
         if chosen == live:
             raise RegistryError(f"{name} version {chosen} is live already; name another version")
         spec = _proved(repository_path, name, chosen, known)
         folder = repository_path / f"{name}{CANDIDATE}"
         text = (repository_path / name / "config.pbtxt").read_text(encoding="utf-8")
-        text = text.replace(f'name: "{name}"', f'name: "{name}{CANDIDATE}"', 1)
+        text = pins.with_name(text, f"{name}{CANDIDATE}")
         text = pins.with_versions(pins.with_pin(text, chosen), [chosen])
         text = pins.with_facts(text, {f"prompt.{k}": p for k, p in spec.prompts.items()})
         (folder / str(chosen)).mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,8 @@ def rollback(repository_path: Path, name: str) -> tuple[int, int | None]:
         EngineError: the version before is broken; nothing was changed.
     """
     with _known(repository_path, name) as known:
-        before, live = pins.previous(repository_path, name), pins.live(repository_path, name)
+        before = pins.fact(repository_path, name, pins.PREVIOUS)
+        live = pins.live(repository_path, name)
         if before is None:
             raise RegistryError(f"{name} version {live} is the first that was live; none before it")
         spec = _proved(repository_path, name, before, known)
@@ -160,6 +161,8 @@ def remove(repository_path: Path, name: str, version: int | None = None) -> None
                         f"{name} version {version} is {entry.role}; promote or withdraw first, or "
                         "remove the whole model by its name alone"
                     )
+            if version == known[-1]:
+                _remember(repository_path, name, version)
             for part in reversed(PARTS):
                 _delete(repository_path / f"{name}{part}" / str(version))
             return
@@ -192,11 +195,11 @@ def _entry(repository_path: Path, name: str, version: int) -> Entry:
 @contextmanager
 def _known(repository_path: Path, name: str) -> Iterator[list[int]]:
     """The versions of a model, which nobody else changes meanwhile."""
-    known = repository.versions(repository_path, name)
-    if not known:
+    repository.check_name(name)
+    if not repository.versions(repository_path, name):
         raise RegistryError(f"{repository_path} holds no model {name!r}; see `arrowhead models`")
     with repository.locked(repository_path, name):
-        yield known
+        yield repository.versions(repository_path, name)
 
 
 def _check_known(name: str, version: int, known: list[int]) -> None:
@@ -226,6 +229,14 @@ def _make_live(
         prompts=spec.prompts,
         previous=previous,
     )
+
+
+def _remember(repository_path: Path, name: str, highest: int) -> None:
+    """Writes down that a number was given out, before its folders go."""
+    path = repository_path / name / "config.pbtxt"
+    text = path.read_text(encoding="utf-8")
+    facts = pins.facts(text) | {pins.HIGHEST: str(highest)}
+    pins.replace(path, pins.with_facts(text, facts))
 
 
 def _serve_parts(repository_path: Path, name: str) -> None:

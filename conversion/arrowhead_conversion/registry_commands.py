@@ -77,7 +77,7 @@ def models(repository: Path, url: str, as_json: bool) -> None:
 
 @click.command(epilog=PROMOTE_EXAMPLES)
 @click.argument("name")
-@click.argument("version", type=int, required=False)
+@click.argument("version", type=click.IntRange(min=1), required=False)
 @click.option("--candidate", is_flag=True, help="Serve it beside the live one, as NAME_candidate.")
 @repository_option
 def promote(name: str, version: int | None, candidate: bool, repository: Path) -> None:
@@ -114,7 +114,7 @@ def rollback(name: str, candidate: bool, repository: Path) -> None:
 
 @click.command()
 @click.argument("name")
-@click.argument("version", type=int, required=False)
+@click.argument("version", type=click.IntRange(min=1), required=False)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @repository_option
 def remove(name: str, version: int | None, yes: bool, repository: Path) -> None:

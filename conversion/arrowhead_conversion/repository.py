@@ -78,7 +78,9 @@ def staged(
     with locked(repository, name):
         _check_width(folders, dimension)
         before = versions(repository, name)
-        version = max(before, default=0) + 1
+        # No number is given out twice: a server may still hold vectors of the removed one.
+        highest = pins.fact(repository, name, pins.HIGHEST) or 0
+        version = max(*before, highest, 0, 0) + 1
         stages = {part: folder / ".staging" for part, folder in folders.items()}
         try:
             for part, stage in stages.items():
@@ -173,6 +175,7 @@ def make_live(
     """
     if previous is None:
         previous = pins.live(repository, name)
+    highest = max(*versions(repository, name), pins.fact(repository, name, pins.HIGHEST) or 0, 0)
     candidate = pins.pin(repository / f"{name}{CANDIDATE}")
     served = sorted({version, *([candidate] if candidate else [])})
     for part in PARTS:
@@ -185,6 +188,8 @@ def make_live(
             facts = {f"prompt.{key}": prompt for key, prompt in prompts.items()}
             if previous and previous != version:
                 facts[pins.PREVIOUS] = str(previous)
+            if highest > version:
+                facts[pins.HIGHEST] = str(highest)
             text = pins.with_facts(text, facts)
         pins.replace(folder / "config.pbtxt", text)
 

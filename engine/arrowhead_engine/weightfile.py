@@ -403,7 +403,7 @@ def _rows(
 
 def _rows_scaled(dtype: str, shape: tuple[int, ...]) -> int:
     """How many scales a tensor has: one a row of int8, none where there are no elements."""
-    return shape[0] if dtype == "int8" and shape and prod(shape) else 0
+    return shape[0] if dtype == "int8" and shape and 0 not in shape else 0
 
 
 def _is_plain(chunk: Any) -> bool:

@@ -148,6 +148,78 @@ def test_remove(models: Path) -> None:
         registry.remove(models, "tiny")
 
 
+def test_a_number_is_not_given_out_twice(models: Path, tiny_model: Path) -> None:
+    """A running server may still hold vectors of the version that was removed."""
+    registry.remove(models, "tiny", 3)
+    assert convert(str(tiny_model), "tiny", models, promote=False, progress=False).version == 4
+    registry.promote(models, "tiny", 2)
+    registry.remove(models, "tiny", 4)
+    assert convert(str(tiny_model), "tiny", models, progress=False).version == 5
+
+
+@pytest.mark.parametrize("name", ["../models/tiny", "tiny/../tiny", ".tiny", ""])
+def test_a_name_does_not_leave_the_repository(models: Path, name: str) -> None:
+    from arrowhead_conversion.errors import InvalidName
+
+    with pytest.raises(InvalidName):
+        registry.remove(models, name)
+
+
+def test_what_a_removal_left_is_no_model(models: Path) -> None:
+    (models / "tiny_encoder").rename(models / ".removed-tiny_encoder")
+    assert registry.entries(models) == []
+
+
+COMMENTED = """# version_policy: { all { } } is what was here
+name:"m"   # no blank
+platform: "ensemble"
+# before: version_policy: { latest { num_versions: 1 } }
+max_batch_size: 100
+version_policy < # mine
+  specific: < versions: [ 7 ] >
+>
+ensemble_scheduling { step [
+  { model_name: "m_tokenizer" model_version: -1 },
+  { model_name: "m_encoder", model_version: -1 }  # model_version: 3
+] }
+parameters: { key: "prompt.old" value: { string_value: "model_version: 7 { [ \\\\" } }
+parameters { key: "previous_version" value { string_value: "5" } }"""
+
+
+def test_edits_know_comments_strings_and_both_kinds_of_brackets() -> None:
+    assert pins.pins(COMMENTED) == {-1}
+    text = pins.with_facts(COMMENTED, {"prompt.new": "a {", pins.PREVIOUS: "6"})
+    text = pins.with_name(pins.with_versions(pins.with_pin(text, 2), [2]), "m_candidate")
+    met = text_format.Parse(text, model_config_pb2.ModelConfig())
+    assert met.name == "m_candidate"
+    assert met.max_batch_size == 100
+    assert list(met.version_policy.specific.versions) == [2]
+    assert {step.model_version for step in met.ensemble_scheduling.step} == {2}
+    values = {key: value.string_value for key, value in met.parameters.items()}
+    assert values == {"prompt.new": "a {", "previous_version": "6"}
+    for comment in (
+        "# version_policy: { all { } } is what was here",
+        "# no blank",
+        "# before: ver",
+    ):
+        assert comment in text
+
+
+def test_an_edit_that_triton_could_not_read_is_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "config.pbtxt"
+    path.write_text("nonsense: [")
+    with pytest.raises(RegistryError, match="would not be read"):
+        pins.replace(path, "nonsense: [ 1 ]")
+    assert path.read_text() == "nonsense: ["
+
+
+def test_steps_without_a_version_are_told(models: Path) -> None:
+    path = models / "tiny" / "config.pbtxt"
+    path.write_text(path.read_text().replace("model_version: 1\n", ""))
+    with pytest.raises(RegistryError, match="no model_version each"):
+        registry.promote(models, "tiny", 2)
+
+
 def test_nobody_else_changes_the_model_meanwhile(models: Path) -> None:
     with repository.locked(models, "tiny"):
         for change in (registry.promote, registry.propose, registry.remove):
@@ -158,8 +230,10 @@ def test_nobody_else_changes_the_model_meanwhile(models: Path) -> None:
 def test_a_repository_from_before_there_were_pins(models: Path) -> None:
     for part in ("tiny", "tiny_tokenizer", "tiny_encoder"):
         path = models / part / "config.pbtxt"
-        text = pins._POLICY.sub("", path.read_text())
-        path.write_text(pins.with_pin(text, -1))
+        text = path.read_text()
+        for start, end in pins.fields(text, "version_policy"):
+            text = text[:start] + text[end:]
+        path.write_text(pins.with_pin(text, -1) if part == "tiny" else text)
     assert pins.live(models, "tiny") == 3
     assert registry.promote(models, "tiny", 1) == (1, 3)
     assert served(models) == ([1], {1}, [1])
