@@ -64,6 +64,12 @@ def _matching(bare: str, start: int) -> int:
     return len(bare)
 
 
+def strings(text: str, name: str) -> list[str]:
+    """The values of the string fields of that name, at any depth, as they are written."""
+    starts = [found.end() for found in re.finditer(rf"\b{name}\s*:\s*(?=[\"'])", masked(text))]
+    return [text[start + 1 : text.index(text[start], start + 1)] for start in starts]
+
+
 def pins(text: str) -> set[int]:
     """The versions that an ensemble's steps are pinned to."""
     return {int(found[2]) for found in _PIN.finditer(masked(text))}
@@ -132,11 +138,17 @@ def with_pin(text: str, version: int) -> str:
 def with_versions(text: str, versions: Sequence[int]) -> str:
     """The configuration with these versions served."""
     policy = f"version_policy: {{ specific {{ versions: [ {', '.join(map(str, versions))} ] }} }}"
-    places = list(fields(text, "version_policy"))
-    if not places:
+    first = next(fields(text, "version_policy"), None)
+    if first is None:
         return f"{text.rstrip()}\n{policy}\n"
-    for start, end in reversed(places):
-        text = text[:start] + (policy if (start, end) == places[0] else "") + text[end:]
+    start, end = first
+    return text[:start] + policy + without(text[end:], "version_policy")
+
+
+def without(text: str, name: str) -> str:
+    """The text without the message fields of that name, at the top level."""
+    for start, end in reversed(list(fields(text, name))):
+        text = text[:start] + text[end:]
     return text
 
 

@@ -20,6 +20,7 @@ PROBE_TEXT = "ping"
 # A model is held hung after this many probes in a row without an answer, during which it answered
 # nobody else either.
 FAILURES_IN_A_ROW = 3
+Part = tuple[str, int]  # a tokenizer or encoder, and its version
 _STATUS_TIMEOUT_S = 2.0
 
 
@@ -50,7 +51,7 @@ class Pulse:
         self._host = address.local_host
         self._port = address.http_port
         self._timeout_s = timeout_s
-        self._suspects: dict[str, _Suspect] = {}
+        self._suspects: dict[Part, _Suspect] = {}
 
     def is_ready(self) -> bool:
         """Whether Triton is up, which it says once all that it found at its start is loaded."""
@@ -60,9 +61,13 @@ class Pulse:
         """Whether Triton says that both parts are loaded at this version."""
         return all(self._is_ok(f"{_path(part, model.version)}/ready") for part in model.parts)
 
-    def failures(self, models: Collection[EmbeddingModel] | None = None) -> dict[str, str]:
-        """Asks every model once, or these; what went wrong, by the name of what failed."""
-        failed: dict[str, str] = {}
+    def serves(self, model: EmbeddingModel) -> bool:
+        """Whether Triton says that the ensemble itself is loaded at this version."""
+        return self._is_ok(f"{_path(model.name, model.version)}/ready")
+
+    def failures(self, models: Collection[EmbeddingModel] | None = None) -> dict[Part, str]:
+        """Asks every model once, or these; what went wrong, by what failed."""
+        failed: dict[Part, str] = {}
         for model in self.models if models is None else models:
             text = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [PROBE_TEXT]}
             inputs = [text]
@@ -73,7 +78,7 @@ class Pulse:
                 try:
                     inputs = self._infer(step, model.version, inputs, wanted)
                 except ProbeError as error:
-                    failed[step] = str(error)
+                    failed[step, model.version] = str(error)
                     break
         return failed
 
@@ -84,24 +89,30 @@ class Pulse:
         failed probe counts only while Triton's own count of that model's answers stands still.
         """
         failed = self.failures()
-        successes = self._success_counts("/v2/models/stats") if failed else {}
-        suspects: dict[str, _Suspect] = {}
-        for model, error in failed.items():
-            before, now = self._suspects.get(model), successes.get(model)
+        successes = (self._success_counts("/v2/models/stats") or {}) if failed else {}
+        suspects: dict[Part, _Suspect] = {}
+        for part, error in failed.items():
+            before, now = self._suspects.get(part), successes.get(part)
             standstill = before is not None and before.successes == now
             count = before.failures + 1 if before is not None and standstill else 1
-            suspects[model] = _Suspect(count, now)
+            suspects[part] = _Suspect(count, now)
             if count >= FAILURES_IN_A_ROW:
-                return f"model '{model}' failed {count} probes in a row: {error}"
+                return f"model '{part[0]}' failed {count} probes in a row: {error}"
         self._suspects = suspects
         return None
 
-    def answers(self, model: EmbeddingModel) -> int:
-        """How many requests the two parts have answered at this version, by Triton's count."""
-        return sum(
-            sum(self._success_counts(f"{_path(part, model.version)}/stats").values())
-            for part in model.parts
-        )
+    def answers(self, model: EmbeddingModel) -> int | None:
+        """How many requests the two parts have answered at this version; None if that is not known.
+
+        By Triton's own count.
+        """
+        total = 0
+        for part in model.parts:
+            counts = self._success_counts(f"{_path(part, model.version)}/stats")
+            if counts is None:
+                return None
+            total += sum(counts.values())
+        return total
 
     def _infer(
         self, model: str, version: int, inputs: list[dict[str, Any]], wanted: tuple[str, ...]
@@ -120,17 +131,18 @@ class Pulse:
         except (KeyError, TypeError):
             raise ProbeError("an answer without the outputs asked for") from None
 
-    def _success_counts(self, path: str) -> dict[str, int]:
-        """Answers by model, of all its versions together."""
-        counts: dict[str, int] = {}
+    def _success_counts(self, path: str) -> dict[Part, int] | None:
+        """Answers by model and version; None if they are not to be had."""
         try:
             _, answer = self._request("GET", path, None, _STATUS_TIMEOUT_S)
-            for model in answer["model_stats"]:
-                count = int(model["inference_stats"]["success"]["count"])
-                counts[model["name"]] = counts.get(model["name"], 0) + count
-        except (ProbeError, KeyError, TypeError):
-            return {}
-        return counts
+            return {
+                (model["name"], int(model["version"])): int(
+                    model["inference_stats"]["success"]["count"]
+                )
+                for model in answer["model_stats"]
+            }
+        except (ProbeError, KeyError, TypeError, ValueError):
+            return None
 
     def _is_ok(self, path: str) -> bool:
         try:

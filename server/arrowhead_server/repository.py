@@ -3,20 +3,18 @@
 
 The facts are picked out by pattern: a real text-format parser comes with tritonclient, whose import
 costs as much as the whole start of Triton (0.5 s), and what is wanted is two numbers and a name.
+How the file says which version is live is told in `arrowhead_conversion/pins.py`.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from arrowhead_conversion import pins
 from arrowhead_server.errors import RepositoryError
 
-_COMMENT = re.compile(r"#[^\n]*")
-_ENSEMBLE = re.compile(r'\bplatform\s*:\s*"ensemble"')
 # Brackets are optional in the text format, colons before braces too.
 _OUTPUT_WIDTH = re.compile(r"\boutput\s*:?\s*\[?\s*\{[^}]*\bdims\s*:\s*\[?\s*(\d+)")
-_STEP_VERSION = re.compile(r"\bmodel_version\s*:\s*(-?\d+)")
-_STEP_ENCODER = re.compile(r'\bmodel_name\s*:\s*"([^"]+)_encoder"')
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,14 @@ def look_through(
         )
     models: list[EmbeddingModel] = []
     faults: dict[str, RepositoryError] = {}
-    for config in sorted(repository.glob("*/config.pbtxt")):
+    # What is hidden is being written, or removed.
+    for config in sorted(repository.glob("[!.]*/config.pbtxt")):
         try:
             model = _embedding_model(repository, config)
         except RepositoryError as error:
             faults[config.parent.name] = error
-        except OSError as error:  # removed between two looks, or not ours to read
-            faults[config.parent.name] = RepositoryError(
-                f"{error.filename or config} cannot be read: {error.strerror}"
-            )
+        except (OSError, ValueError) as error:  # removed meanwhile, not ours to read, no UTF-8
+            faults[config.parent.name] = RepositoryError(f"{config} cannot be read: {error}")
         else:
             models += [model] if model is not None else []
     if not models and not faults:
@@ -100,28 +97,29 @@ def look_through(
 
 
 def _embedding_model(repository: Path, config: Path) -> EmbeddingModel | None:
-    text = _COMMENT.sub("", config.read_text(encoding="utf-8"))
-    if not _ENSEMBLE.search(text):
+    text = config.read_text(encoding="utf-8")
+    if "ensemble" not in pins.strings(text, "platform"):
         return None
     name = config.parent.name
-    width, encoder = _OUTPUT_WIDTH.search(text), _STEP_ENCODER.search(text)
-    if width is None or encoder is None:
+    width = _OUTPUT_WIDTH.search(pins.masked(text))
+    steps = pins.strings(text, "model_name")
+    base = next((s.removesuffix("_encoder") for s in steps if s.endswith("_encoder")), None)
+    if width is None or base is None:
         what = "no output of one fixed width" if width is None else "no step through an encoder"
         raise RepositoryError(
             f"{config} declares {what}: write the model's folders again "
             f"with `arrowhead convert SOURCE --name {name}`"
         )
-    pins = {int(pin) for pin in _STEP_VERSION.findall(text)}
-    if len(pins) > 1:
+    pinned = pins.pins(text) or {-1}
+    if len(pinned) > 1:
+        met = ", ".join(map(str, sorted(pinned)))
         raise RepositoryError(
-            f"{config} pins its steps to different versions ({', '.join(map(str, sorted(pins)))}): "
-            f"run `arrowhead promote {name}`"
+            f"{config} pins its steps to different versions ({met}): run `arrowhead promote {name}`"
         )
-    pinned = next(iter(pins), -1)
-    model = EmbeddingModel(name, int(width[1]), pinned, encoder[1])
+    model = EmbeddingModel(name, int(width[1]), pinned.pop(), base)
     _check_parts(repository, model)
-    if pinned == -1:
-        model = EmbeddingModel(name, int(width[1]), _newest(repository, model), encoder[1])
+    if model.version == -1:
+        model = replace(model, version=_newest(repository, model))
     _check_weights(repository, model)
     return model
 

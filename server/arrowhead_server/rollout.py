@@ -9,13 +9,16 @@ A version goes live in three moves, each after the last one has been proved:
     parts 2      ensemble 2      nobody has asked the old one for a while: its memory is freed
 
 A version that does not load, or does not answer, is refused: it is taken away again, and the old
-one keeps serving. `next_state` is the whole decision, a function; `Rollout` asks and carries out.
+one keeps serving. So is one whose ensemble Triton does not take up. `next_state` is the whole
+decision, a function; `Rollout` asks and carries out.
 """
 
+import hashlib
 import logging
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +34,8 @@ Pair = tuple[str, int]
 
 LOAD_TIMEOUT_S = 300.0  # large models on slow disks
 QUIET_S = 3.0  # so long nobody has asked a version that is to be freed
-_FAILED = re.compile(r"failed to load '(?P<part>[^']+)' version (?P<version>\d+): (?P<why>[^\n]+)")
+_FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<why>[^\n]+)")
+_UNREADABLE = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<why>[^\n]+)")
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,14 @@ def next_state(
     return State(frozenset(to_load | in_use | (leaving - set(refused))), serving)
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """An ensemble that was shown at another version, until Triton has taken that up."""
+
+    before: EmbeddingModel | None
+    since: float
+
+
 class Rollout:
     """Keeps what Triton is shown in step with the repository.
 
@@ -97,20 +109,34 @@ class Rollout:
     Args:
         repository: what is served.
         folder: where to keep what Triton is shown.
+
+    Attributes:
+        state: what is shown.
+        hanging: versions that did not load in time, whose processes are to be killed.
+        restart: why Triton must be started anew to go on; else empty.
     """
 
     def __init__(self, repository: Path, folder: Path) -> None:
         self.shown = Shown(repository, folder)
         self.state = State()
+        self.hanging: set[Pair] = set()
+        self.restart = ""
         self._repository = repository
-        self._proved: set[Pair] = set()
         self._refused: dict[Pair, tuple[float, ...]] = {}  # with the times of its files
-        self._since: dict[Pair, float] = {}  # when it was shown
-        self._quiet: dict[Pair, tuple[int, float]] = {}  # answers given, and since when so many
-        self._heard: dict[Pair, str] = {}  # why Triton could not load it
-        self._failures: dict[Pair, int] = {}  # of its first inferences, in a row
+        self._last: dict[str, EmbeddingModel] = {}  # what served, and was proved
         self._complaints: dict[str, str] = {}
-        self.hanging: set[Pair] = set()  # did not load in time: their processes are to be killed
+        self._starts = 0  # since the last good one
+        self._forget()
+
+    def _forget(self) -> None:
+        """A new Triton: what was learnt of the last one is void, and what still asks it too."""
+        self._proved: set[Pair] = set()
+        self._since: dict[Pair, float] = {}  # when it was shown
+        self._quiet: dict[Pair, tuple[int | None, float]] = {}  # answers given, and since when
+        self._heard: dict[str, dict[int, str]] = {}  # by model and version: why it did not load
+        self._failures: dict[Pair, int] = {}  # of its first inferences, in a row
+        self._turns: dict[str, _Turn] = {}
+        self._prints: dict[Pair, str] = {}  # of what served, by its name and version
 
     @property
     def models(self) -> tuple[EmbeddingModel, ...]:
@@ -127,41 +153,47 @@ class Rollout:
         }
 
     def begin(self) -> None:
-        """Shows all that is wanted at once, to a Triton that is about to start.
+        """Shows all that is to be served at once, to a Triton that is about to start.
 
         Raises:
             RepositoryError: there is nothing to serve.
         """
-        self.shown.clear()
-        self._proved.clear()
-        self._heard.clear()
-        self._failures.clear()
-        served = self.state.serving
-        self.state = State()
         self.hanging.clear()
+        self.restart = ""
+        self._forget()
+        self.shown.clear()
+        self.state = State()
+        self._starts += 1
         # After a crash: what served. A version that is wanted since then has yet to be proved, and
-        # is so beside it. Only what was removed meanwhile gives way to what is wanted now.
-        models = [model for model in served.values() if self.shown.has(model)]
-        if not models:
-            models = list(read_repository(self._repository))
-        self.apply(State.of(models))
+        # is so beside it. But if that start fails too, what is wanted now, and so on in turns.
+        served = [model for model in self._last.values() if self.shown.has(model)]
+        try:
+            if not served or self._starts % 2 == 0:
+                served = list(read_repository(self._repository))
+            self.apply(State.of(served))
+        except OSError as error:
+            raise RepositoryError(f"the repository cannot be read: {error}") from error
 
     def begun(self) -> None:
         """The start went well: all that is shown has answered."""
+        self._starts = 0
         self._proved |= self.state.pairs
+        self._turns.clear()
+        for model in self.models:
+            self._is_live(model)
 
     def hear(self, line: str) -> None:
-        """Takes a line of Triton's log; it says there why a version did not load."""
-        if found := _FAILED.search(line):
-            base, _, _ = found["part"].rpartition("_")
+        """Takes a line of Triton's log; it says there why a model did not load."""
+        if found := _FAILED.search(line) or _UNREADABLE.search(line):
             why = found["why"].split("\\n", maxsplit=1)[0].rstrip('"; ').strip()
-            self._heard[base, int(found["version"])] = why
+            version = int(found.groupdict().get("version") or 0)
+            self._heard.setdefault(found["model"], {})[version] = why
 
     def look(self, pulse: Pulse) -> State:
         """What to show next; asks the repository and Triton, and decides who is refused."""
         try:
             models, faults = look_through(self._repository)
-        except RepositoryError as error:  # unmounted, say
+        except (RepositoryError, OSError) as error:  # unmounted, say
             self._complain({"the repository": str(error)})
             return self.state
         self._complain({f"'{name}'": str(error) for name, error in faults.items()})
@@ -170,37 +202,85 @@ class Rollout:
             *models,
             *(self.state.serving[name] for name in faults if name in self.state.serving),
         ]
-        self._forgive()
-        for pair in sorted(self.state.pairs - self._proved - self._refused.keys()):
-            self._judge(pair, pulse)
+        self._forgive({(model.base, model.version) for model in wanted})
+        proved = self._proved
+        for pair in sorted(self.state.pairs - proved - self._refused.keys()):
+            self._judge(pair, pulse, proved)
+        shown = self._turned(pulse)
         busy = {pair for pair in self.state.pairs if not self._is_quiet(pair, wanted, pulse)}
-        return next_state(self.state, wanted, proved=self._proved, refused=self._refused, busy=busy)
+        busy |= {(t.before.base, t.before.version) for t in self._turns.values() if t.before}
+        state = next_state(shown, wanted, proved=proved, refused=self._refused, busy=busy)
+        for name, model in state.serving.items():
+            if self.state.serving.get(name) != model and self._is_another(model):
+                self.restart = f"{name} version {model.version} is not what bore that number before"
+                return self.state
+        return state
 
     def apply(self, state: State) -> None:
-        """Changes what Triton is shown: parts come before what uses them, and go after it."""
-        before = self.state
-        for base, version in sorted(state.pairs - before.pairs):
-            for part in (f"{base}_tokenizer", f"{base}_encoder"):
-                self.shown.show_part(part, version)
-            self._since[base, version] = time.monotonic()
+        """Changes what Triton is shown: parts come before what uses them, and go after it.
+
+        What cannot be shown, because its files went meanwhile, is refused or left as it was.
+
+        Raises:
+            OSError: at a start, where there is nothing to leave.
+        """
+        before, at_start = self.state, not self.state.pairs
+        pairs, serving = set(state.pairs), dict(state.serving)
+        for pair in sorted(state.pairs - before.pairs):
+            try:
+                self._show(pair)
+            except OSError as error:
+                if at_start:
+                    raise
+                self._refuse(pair, str(error))
+                pairs.discard(pair)
         for name, model in state.serving.items():
-            if before.serving.get(name) != model:
+            old = before.serving.get(name)
+            if old == model:
+                continue
+            self._heard.pop(name, None)
+            try:
                 self.shown.show_ensemble(model)
-                if name in before.serving:
-                    LOGGER.warning(
-                        "%s: version %d is live, in place of %d",
-                        name,
-                        model.version,
-                        before.serving[name].version,
-                    )
+            except (OSError, ValueError) as error:
+                if at_start:
+                    raise
+                self._complain({f"'{name}'": str(error)})
+                serving[name] = old if old is not None else model
+                if old is None:
+                    del serving[name]
+                continue
+            self._turns[name] = _Turn(old, time.monotonic())
+            self._prints.setdefault((name, model.version), self._print(model))
         for name in before.serving.keys() - state.serving.keys():
             self.shown.hide_ensemble(name)
+            self._turns.pop(name, None)
+            self._last.pop(name, None)
             LOGGER.warning("%s is not served any more", name)
-        for base, version in sorted(before.pairs - state.pairs):
-            for part in (f"{base}_encoder", f"{base}_tokenizer"):
+        used = {(model.base, model.version) for model in serving.values()}
+        for pair in sorted(before.pairs - state.pairs - used):
+            self._hide(pair)
+        self.state = State(frozenset(pairs | (used & before.pairs)), serving)
+
+    def _show(self, pair: Pair) -> None:
+        base, version = pair
+        shown: list[str] = []
+        try:
+            for part in (f"{base}_tokenizer", f"{base}_encoder"):
+                self._heard.get(part, {}).pop(version, None)
+                self.shown.show_part(part, version)
+                shown.append(part)
+        except OSError:
+            for part in shown:
                 self.shown.hide_part(part, version)
-            self._proved.discard((base, version))
-        self.state = state
+            raise
+        self._since[pair] = time.monotonic()
+
+    def _hide(self, pair: Pair) -> None:
+        base, version = pair
+        for part in (f"{base}_encoder", f"{base}_tokenizer"):
+            self.shown.hide_part(part, version)
+        self._proved.discard(pair)
+        self._failures.pop(pair, None)
 
     def _complain(self, complaints: dict[str, str]) -> None:
         for what, why in complaints.items():
@@ -208,16 +288,16 @@ class Rollout:
                 LOGGER.warning("%s is not followed: %s", what, why)
         self._complaints = complaints
 
-    def _judge(self, pair: Pair, pulse: Pulse) -> None:
+    def _judge(self, pair: Pair, pulse: Pulse, proved: set[Pair]) -> None:
         """Proves a version that is shown, or refuses it."""
         base, version = pair
         model = EmbeddingModel(base, 0, version, base)
-        why = self._heard.pop(pair, None)
+        reasons = (self._heard.get(part, {}).pop(version, None) for part in model.parts)
+        why = next(filter(None, reasons), None)
         if why is None and pulse.has_loaded(model):
             failure = "; ".join(pulse.failures([model]).values())
             if not failure:
-                self._proved.add(pair)
-                self._failures.pop(pair, None)
+                proved.add(pair)
                 return
             # A Triton that dies meanwhile says nothing of the version, a busy one not much.
             if pulse.is_ready():
@@ -230,28 +310,78 @@ class Rollout:
             # still shown.
             self.hanging.add(pair)
         if why is not None:
-            self._failures.pop(pair, None)
-            self._refused[pair] = self._times(pair)
-            LOGGER.warning(
-                "%s version %d is refused, what was served stays: %s; run `arrowhead rollback %s`, "
-                "or convert it again",
-                base,
-                version,
-                why,
-                base,
-            )
+            self._refuse(pair, why)
 
-    def _forgive(self) -> None:
-        """A refused version is tried again once its files have changed."""
-        for pair in list(self._refused):
-            if self._times(pair) != self._refused[pair]:
+    def _refuse(self, pair: Pair, why: str) -> None:
+        base, version = pair
+        self._refused[pair] = self._times(pair)
+        LOGGER.warning(
+            "%s version %d is refused, what was served stays: %s; run `arrowhead rollback %s`, or "
+            "convert it again",
+            base,
+            version,
+            why,
+            base,
+        )
+
+    def _turned(self, pulse: Pulse) -> State:
+        """What is shown, but for ensembles that Triton does not take up: they turn back."""
+        serving = dict(self.state.serving)
+        for name, turn in list(self._turns.items()):
+            model = serving[name]
+            if pulse.serves(model):
+                del self._turns[name]
+                self._is_live(model)
+                if turn.before is not None:
+                    old, new = turn.before.version, model.version
+                    LOGGER.warning("%s: version %d is live, in place of %d", name, new, old)
+                continue
+            said = self._heard.get(name, {})
+            why = said.pop(model.version, None) or said.pop(0, None)
+            if why is None and time.monotonic() - turn.since > LOAD_TIMEOUT_S:
+                why = f"its ensemble was not taken up within {LOAD_TIMEOUT_S:.0f} s"
+            if why is not None:
+                self._refuse((model.base, model.version), why)
+                if turn.before is None:
+                    del serving[name]
+                else:
+                    serving[name] = turn.before
+        return State(self.state.pairs, serving)
+
+    def _is_live(self, model: EmbeddingModel) -> None:
+        self.shown.taken_up(model)
+        self._last[model.name] = model
+
+    def _is_another(self, model: EmbeddingModel) -> bool:
+        """Whether other files than now were served before under this name and number.
+
+        Triton's response cache still holds their vectors; only its end empties it.
+        """
+        known = self._prints.get((model.name, model.version))
+        return known is not None and known != self._print(model)
+
+    def _print(self, model: EmbeddingModel) -> str:
+        """A fingerprint of what is behind a model: its certificate, else its files."""
+        folders = [self._repository / part / str(model.version) for part in model.parts]
+        try:
+            files = hashlib.sha256((folders[1] / "metadata.json").read_bytes()).hexdigest()
+        except OSError:
+            files = repr(_times(file for folder in folders for file in folder.glob("*")))
+        return f"{model.base} {files}"
+
+    def _forgive(self, wanted: Collection[Pair]) -> None:
+        """A refused version is tried again once its files have changed, or it is wanted anew."""
+        for pair, times in list(self._refused.items()):
+            if pair not in wanted or self._times(pair) != times:
                 del self._refused[pair]
 
     def _times(self, pair: Pair) -> tuple[float, ...]:
         base, version = pair
-        folders = [self._repository / f"{base}_{part}" for part in ("tokenizer", "encoder")]
-        files = [file for folder in folders for file in (folder / str(version)).glob("*")]
-        return tuple(sorted(file.stat().st_mtime for file in files if file.is_file()))
+        files = [self._repository / base / "config.pbtxt"]
+        for part in ("tokenizer", "encoder"):
+            folder = self._repository / f"{base}_{part}"
+            files += [folder / "config.pbtxt", *(folder / str(version)).glob("*")]
+        return _times(files)
 
     def _is_quiet(self, pair: Pair, wanted: Collection[EmbeddingModel], pulse: Pulse) -> bool:
         """Whether a version that nobody is to ask any more has not been asked for `QUIET_S`."""
@@ -262,8 +392,17 @@ class Rollout:
             return False
         answers = pulse.answers(EmbeddingModel(base, 0, version, base))
         now = time.monotonic()
-        known, since = self._quiet.get(pair, (-1, now))
-        if answers != known:
+        known, since = self._quiet.get(pair, (None, now))
+        if answers is None or answers != known:
             self._quiet[pair] = answers, now
             return False
         return now - since >= QUIET_S
+
+
+def _times(files: Iterable[Path]) -> tuple[float, ...]:
+    """When the files were changed last; those that are not there have no time."""
+    times = []
+    for file in files:
+        with suppress(OSError):
+            times.append(file.stat().st_mtime)
+    return tuple(sorted(times))

@@ -23,19 +23,15 @@ what happens until then.
 """
 
 import os
-import re
 import shutil
 import time
 from pathlib import Path
 
+from arrowhead_conversion import pins
 from arrowhead_server.repository import EmbeddingModel
 
-_POLICY = re.compile(
-    r"\bversion_policy\s*:?\s*\{\s*\w+\s*:?\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}\s*\}\s*\n?"
-)
 # Further than a server runs, and not beyond 2038, where some file systems end.
 _AHEAD_NS = 5 * 365 * 86_400 * 10**9
-_PIN = re.compile(r"(\bmodel_version\s*:\s*)-?\d+")
 
 
 class Shown:
@@ -51,6 +47,8 @@ class Shown:
         self._folder = folder
         self._stage = folder.with_name(f"{folder.name}-stage")
         self._clock_ns = time.time_ns() + _AHEAD_NS
+        self._last: dict[str, str] = {}  # the configuration last shown of each ensemble
+        self._taken_up: dict[EmbeddingModel, str] = {}
 
     @property
     def folder(self) -> Path:
@@ -96,7 +94,7 @@ class Shown:
             if extra.is_dir() and not extra.name.isdecimal() and not extra.name.startswith("."):
                 shutil.copytree(extra, model / extra.name)
         config = (source / "config.pbtxt").read_text(encoding="utf-8")
-        config = _POLICY.sub("", config) + "\nversion_policy: { all { } }\n"
+        config = pins.without(config, "version_policy") + "\nversion_policy: { all { } }\n"
         (model / "config.pbtxt").write_text(config, encoding="utf-8")
         model.rename(target)
 
@@ -112,10 +110,16 @@ class Shown:
             shutil.rmtree(self._stage / f"{part}-{version}-gone")
 
     def show_ensemble(self, model: EmbeddingModel) -> None:
-        """Serves the model at its version, from the next look that Triton takes."""
-        config = (self._repository / model.name / "config.pbtxt").read_text(encoding="utf-8")
-        config = _PIN.sub(rf"\g<1>{model.version}", _POLICY.sub("", config))
-        config += f"\nversion_policy: {{ specific {{ versions: [ {model.version} ] }} }}\n"
+        """Serves the model at its version, from the next look that Triton takes.
+
+        With the configuration that Triton took up for it before, if it did: that one is good.
+        """
+        config = self._taken_up.get(model)
+        if config is None:
+            path = self._repository / model.name / "config.pbtxt"
+            config = pins.with_pin(path.read_text(encoding="utf-8"), model.version)
+            config = pins.with_versions(config, [model.version])
+        self._last[model.name] = config
         target = self._folder / model.name
         if not target.is_dir():
             stage = self._stage / model.name
@@ -133,6 +137,10 @@ class Shown:
         draft.write_text(config, encoding="utf-8")
         draft.replace(target / "config.pbtxt")
         self._stamp(target)
+
+    def taken_up(self, model: EmbeddingModel) -> None:
+        """Triton serves the model as it was shown last."""
+        self._taken_up[model] = self._last[model.name]
 
     def hide_ensemble(self, name: str) -> None:
         """Stops serving a model."""

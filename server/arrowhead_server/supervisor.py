@@ -256,7 +256,7 @@ class Server:
                 raise StartError(f"{ended} at its first inference")
             if self._stopping:
                 return
-        for model, error in first.result().items():
+        for (model, _), error in first.result().items():
             raise StartError(f"model '{model}' is loaded but does not answer: {error}")
         self.ready_s = time.monotonic() - began
         self._is_up = True
@@ -284,6 +284,8 @@ class Server:
                     look = self._ask(looker, partial(rollout.look, pulse))
             elif look.done():
                 self._follow(look.result(), rollout, process, pulse)
+                if rollout.restart:
+                    return rollout.restart
                 look, next_look = None, time.monotonic() + LOOK_INTERVAL_S
             if probe is None:
                 if time.monotonic() >= next_probe:

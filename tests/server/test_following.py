@@ -208,3 +208,79 @@ def test_a_crash_comes_back_with_what_was_live(
     assert value(server, tools) == 97
     tools.wait_until(lambda: "toy version 2 is refused" in caplog.text, "the refusal")
     assert value(server, tools, "b") == 98
+
+
+def test_an_ensemble_that_triton_does_not_take_up_turns_back(
+    repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    second(repository)
+    config = repository / "toy" / "config.pbtxt"
+    good = config.read_text()
+    config.write_text(good + "\nno_such_field: 1\n")
+    pin(repository, 2)
+    tools.wait_until(lambda: "toy version 2 is refused" in caplog.text, "the refusal")
+    ready = "/v2/models/toy_encoder/versions/2/ready"
+    tools.wait_until(
+        lambda: tools.ask(server.address.http_port, "GET", ready)[0] != 200, "the withdrawal"
+    )
+    assert value(server, tools, "b") == 98
+    assert "is live" not in caplog.text
+    config.write_text(good)
+    pin(repository, 2)
+    tools.wait_until(lambda: value(server, tools, "c") == 2 * 99, "version 2")
+    assert server.restarts == []
+
+
+def test_other_files_under_a_number_that_was_served_empty_the_cache(
+    repository: Path, server: Server, tools: Any
+) -> None:
+    second(repository)
+    pin(repository, 2)
+    tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
+    pin(repository, 1)
+    tools.wait_until(lambda: value(server, tools) == 97, "version 1")
+    gone = "/v2/models/toy_encoder/versions/2/ready"
+    tools.wait_until(
+        lambda: tools.ask(server.address.http_port, "GET", gone)[0] != 200, "the withdrawal"
+    )
+    for part in ("toy", "toy_tokenizer", "toy_encoder"):
+        shutil.rmtree(repository / part / "2")
+    second(repository, "5 * ids.sum")
+    pin(repository, 2)
+    tools.wait_until(lambda: len(server.restarts) == 1, "the restart")
+    assert "not what bore that number before" in server.restarts[0].reason
+    tools.wait_until(lambda: value(server, tools) == 5 * 97, "the new version 2, cached texts too")
+
+
+def test_a_config_that_is_no_utf8_stops_nobody(
+    repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = repository / "toy" / "config.pbtxt"
+    good = config.read_bytes()
+    config.write_bytes(good + b"# caf\xe9\n")
+    tools.wait_until(lambda: "'toy' is not followed" in caplog.text, "the complaint")
+    assert value(server, tools) == 97
+    config.write_bytes(good)
+    second(repository)
+    pin(repository, 2)
+    tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
+
+
+def test_after_a_crash_a_rollback_helps(repository: Path, server: Server, tools: Any) -> None:
+    """What served does not load any more, and the repository has gone back meanwhile."""
+    second(repository)
+    pin(repository, 2)
+    tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
+    (repository / "toy_encoder" / "2" / "model.py").write_text("no such thing")
+    pin(repository, 1)
+    os.kill(server.pid, signal.SIGKILL)
+    tools.wait_until(lambda: server.restarts, "a restart")
+    assert value(server, tools) == 97
+
+
+def test_what_is_being_removed_is_no_model(repository: Path, server: Server, tools: Any) -> None:
+    shutil.copytree(repository / "toy", repository / ".removed-toy")
+    second(repository)
+    pin(repository, 2)
+    tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
+    assert {model.name for model in server.models} == {"toy"}

@@ -30,21 +30,28 @@ class FakeTriton:
 
     def __init__(self) -> None:
         self.failing: dict[str, tuple[int, str]] = {}
-        self.successes = {"toy_tokenizer": 0, "toy_encoder": 0}
+        self.successes = {("toy_tokenizer", 1): 0, ("toy_encoder", 1): 0}
         self.inputs: dict[str, Any] = {}
 
     def answer(self, path: str, body: bytes) -> tuple[int, str]:
         if path == "/v2/models/stats":
             stats = [
-                {"name": name, "inference_stats": {"success": {"count": count}}}
-                for name, count in self.successes.items()
+                {
+                    "name": name,
+                    "version": str(version),
+                    "inference_stats": {"success": {"count": count}},
+                }
+                for (name, version), count in self.successes.items()
             ]
             return 200, json.dumps({"model_stats": stats})
-        model = path.split("/")[3]
+        _, _, _, model, _, version, _ = path.split("/")
+        if f"{model}/{version}" in self.failing:
+            return self.failing[f"{model}/{version}"]
         if model in self.failing:
             return self.failing[model]
         self.inputs[model] = json.loads(body)["inputs"]
-        self.successes[model] += 1
+        key = model, int(version)
+        self.successes[key] = self.successes.get(key, 0) + 1
         return 200, json.dumps({"outputs": OUTPUTS[model]})
 
 
@@ -100,14 +107,14 @@ def test_a_model_that_answers_others_is_busy(pulse: Pulse, fake: FakeTriton) -> 
     fake.failing["toy_encoder"] = (503, '{"error": "queue full"}')
     for _ in range(3 * FAILURES_IN_A_ROW):
         assert pulse.beat() is None
-        fake.successes["toy_encoder"] += 1
+        fake.successes["toy_encoder", 1] += 1
 
 
 def test_the_tokenizer_moving_does_not_excuse_the_encoder(pulse: Pulse, fake: FakeTriton) -> None:
     fake.failing["toy_encoder"] = (500, "{}")
     for _ in range(FAILURES_IN_A_ROW - 1):
         assert pulse.beat() is None  # each of them moves the tokenizer's count
-    assert fake.successes["toy_tokenizer"] == FAILURES_IN_A_ROW - 1
+    assert fake.successes["toy_tokenizer", 1] == FAILURES_IN_A_ROW - 1
     assert pulse.beat() is not None
 
 
@@ -125,12 +132,25 @@ def test_an_answer_that_makes_no_sense_is_a_failure(
     pulse: Pulse, fake: FakeTriton, answer: str
 ) -> None:
     fake.failing["toy_tokenizer"] = (200, answer)
-    assert list(pulse.failures()) == ["toy_tokenizer"]
+    assert list(pulse.failures()) == [("toy_tokenizer", 1)]
 
 
 def test_nobody_listening_is_a_failure_and_not_ready() -> None:
     address = Address(http_port=1)
     pulse = Pulse(address, (EmbeddingModel("toy", 1, 1, "toy"),), timeout_s=1.0)
     assert not pulse.is_ready()
-    assert "connection failed" in pulse.failures()["toy_tokenizer"]
+    assert "connection failed" in pulse.failures()["toy_tokenizer", 1]
     assert [pulse.beat() for _ in range(FAILURES_IN_A_ROW)][-1] is not None
+
+
+def test_another_version_that_answers_does_not_excuse_one_that_hangs(
+    pulse: Pulse, fake: FakeTriton
+) -> None:
+    pulse.models = [
+        EmbeddingModel("toy", 1, 1, "toy"),
+        EmbeddingModel("toy_candidate", 1, 2, "toy"),
+    ]
+    fake.failing["toy_encoder/1"] = (500, json.dumps({"error": "hangs"}))
+    verdicts = [pulse.beat() for _ in range(FAILURES_IN_A_ROW)]
+    assert verdicts[:-1] == [None] * (FAILURES_IN_A_ROW - 1)
+    assert "'toy_encoder' failed 3 probes in a row" in (verdicts[-1] or "")

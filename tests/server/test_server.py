@@ -300,7 +300,7 @@ def test_a_busy_model_is_left_alone(
     ):
         tools.wait_until(lambda: len(late) >= 2 * FAILURES_IN_A_ROW, "late probes")
         assert server.restarts == []
-    assert set(late) == {"toy_encoder"}
+    assert set(late) == {("toy_encoder", 1)}
     assert set(counts) == {"ok"}
 
 
