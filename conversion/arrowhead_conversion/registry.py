@@ -108,9 +108,13 @@ def propose(repository_path: Path, name: str, version: int | None = None) -> int
         text = pins.with_name(text, f"{name}{CANDIDATE}")
         text = pins.with_versions(pins.with_pin(text, chosen), [chosen])
         text = pins.with_facts(text, {f"prompt.{k}": p for k, p in spec.prompts.items()})
-        (folder / str(chosen)).mkdir(parents=True, exist_ok=True)
-        pins.replace(folder / "config.pbtxt", text)
-        _serve_parts(repository_path, name)
+        repository.serve_parts(repository_path, name, chosen)
+        # A new one appears whole.
+        place = folder if folder.is_dir() else folder.with_name(f".{folder.name}")
+        (place / str(chosen)).mkdir(parents=True, exist_ok=True)
+        pins.replace(place / "config.pbtxt", text)
+        place.rename(folder)
+        repository.serve_parts(repository_path, name)  # not what was the candidate before
         return chosen
 
 
@@ -125,7 +129,7 @@ def withdraw(repository_path: Path, name: str) -> int:
         if version is None:
             raise RegistryError(f"{name} has no candidate")
         _drop(repository_path, name)
-        _serve_parts(repository_path, name)
+        repository.serve_parts(repository_path, name)
         return version
 
 
@@ -237,15 +241,6 @@ def _remember(repository_path: Path, name: str, highest: int) -> None:
     text = path.read_text(encoding="utf-8")
     facts = pins.facts(text) | {pins.HIGHEST: str(highest)}
     pins.replace(path, pins.with_facts(text, facts))
-
-
-def _serve_parts(repository_path: Path, name: str) -> None:
-    """Names in both parts' configurations the versions that an ensemble uses."""
-    used = [pins.live(repository_path, name), pins.pin(repository_path / f"{name}{CANDIDATE}")]
-    served = sorted({version for version in used if version is not None})
-    for part in ("_tokenizer", "_encoder"):
-        path = repository_path / f"{name}{part}" / "config.pbtxt"
-        pins.replace(path, pins.with_versions(path.read_text(encoding="utf-8"), served))
 
 
 def _drop(repository_path: Path, name: str) -> None:

@@ -162,8 +162,10 @@ def make_live(
 ) -> None:
     """Names a version in the three configurations, each of which is replaced whole.
 
-    The ensemble's comes last: what its steps are pinned to is what is served. Those of a new model
-    are made from the template's; others keep what their owner wrote into them.
+    What the ensemble's steps are pinned to is what is served. Its parts serve the old version and
+    the new until it has changed, so that a Triton that starts in between, or after this was killed,
+    finds what it needs. The files of a new model are made from the template's; others keep what
+    their owner wrote into them.
 
     Args:
         repository: the Triton model repository.
@@ -176,13 +178,11 @@ def make_live(
     if previous is None:
         previous = pins.live(repository, name)
     highest = max(*versions(repository, name), pins.fact(repository, name, pins.HIGHEST) or 0, 0)
-    candidate = pins.pin(repository / f"{name}{CANDIDATE}")
-    served = sorted({version, *([candidate] if candidate else [])})
     for part in PARTS:
         folder = repository / f"{name}{part}"
         text = _config(folder / "config.pbtxt", name, part, dimension)
         if part:
-            text = pins.with_versions(text, served)
+            text = pins.with_versions(text, sorted({version, *_in_use(repository, name)}))
         else:
             text = pins.with_versions(pins.with_pin(text, version), [version])
             facts = {f"prompt.{key}": prompt for key, prompt in prompts.items()}
@@ -192,6 +192,21 @@ def make_live(
                 facts[pins.HIGHEST] = str(highest)
             text = pins.with_facts(text, facts)
         pins.replace(folder / "config.pbtxt", text)
+    serve_parts(repository, name)
+
+
+def serve_parts(repository: Path, name: str, *also: int) -> None:
+    """Names in both parts' configurations the versions that an ensemble uses, and these."""
+    for part in ("_tokenizer", "_encoder"):
+        path = repository / f"{name}{part}" / "config.pbtxt"
+        text = path.read_text(encoding="utf-8")
+        pins.replace(path, pins.with_versions(text, sorted({*also, *_in_use(repository, name)})))
+
+
+def _in_use(repository: Path, name: str) -> set[int]:
+    """The live version, and the candidate's."""
+    used = pins.live(repository, name), pins.pin(repository / f"{name}{CANDIDATE}")
+    return {version for version in used if version is not None}
 
 
 def _config(path: Path, name: str, part: str, dimension: int) -> str:

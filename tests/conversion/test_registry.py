@@ -220,6 +220,37 @@ def test_steps_without_a_version_are_told(models: Path) -> None:
         registry.promote(models, "tiny", 2)
 
 
+def test_at_every_moment_the_parts_serve_what_an_ensemble_is_pinned_to(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bare Triton may start at any; or whoever changes the files may be killed."""
+    written: list[str] = []
+
+    def replace(path: Path, text: str) -> None:
+        really(path, text)
+        written.append(path.parent.name)
+        for ensemble in (models / "tiny", models / "tiny_candidate"):
+            for part in ("tiny_tokenizer", "tiny_encoder") if ensemble.is_dir() else ():
+                policy = set(config(models / part).version_policy.specific.versions)
+                pinned = {step.model_version for step in config(ensemble).ensemble_scheduling.step}
+                assert pinned <= policy, (ensemble.name, written)
+
+    really = pins.replace
+    monkeypatch.setattr(pins, "replace", replace)
+    registry.promote(models, "tiny", 2)
+    registry.propose(models, "tiny", 3)
+    registry.propose(models, "tiny", 1)
+    assert served(models) == ([2], {2}, [1, 2])
+    registry.rollback(models, "tiny")
+    registry.propose(models, "tiny", 3)
+    registry.promote(models, "tiny", 3)
+    assert served(models) == ([3], {3}, [3])
+    registry.propose(models, "tiny", 2)
+    registry.withdraw(models, "tiny")
+    assert served(models) == ([3], {3}, [3])
+    assert len(written) > 20
+
+
 def test_nobody_else_changes_the_model_meanwhile(models: Path) -> None:
     with repository.locked(models, "tiny"):
         for change in (registry.promote, registry.propose, registry.remove):
