@@ -125,6 +125,7 @@ class Rollout:
         self._refused: dict[Pair, tuple[float, ...]] = {}  # with the times of its files
         self._last: dict[str, EmbeddingModel] = {}  # what served, and was proved
         self._complaints: dict[str, str] = {}
+        self._deaths: dict[Pair, int] = {}  # of Triton, while it loaded this
         self._starts = 0  # since the last good one
         self._forget()
 
@@ -158,6 +159,11 @@ class Rollout:
         Raises:
             RepositoryError: there is nothing to serve.
         """
+        used = {(model.base, model.version) for model in self.state.serving.values()}
+        for pair in sorted(self.state.pairs - self._proved - used - self._refused.keys()):
+            self._deaths[pair] = self._deaths.get(pair, 0) + 1
+            if self._deaths[pair] >= FAILURES_IN_A_ROW:  # fewer may be chance
+                self._refuse(pair, "Triton died each time while it loaded")
         self.hanging.clear()
         self.restart = ""
         self._forget()
@@ -171,7 +177,7 @@ class Rollout:
             if not served or self._starts % 2 == 0:
                 served = list(read_repository(self._repository))
             self.apply(State.of(served))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise RepositoryError(f"the repository cannot be read: {error}") from error
 
     def begun(self) -> None:
@@ -181,6 +187,14 @@ class Rollout:
         self._turns.clear()
         for model in self.models:
             self._is_live(model)
+
+    def unloadable(self) -> list[EmbeddingModel]:
+        """What is shown and, as Triton said, did not load."""
+        return [
+            model
+            for model in self.models
+            if any(model.version in self._heard.get(part, {}) for part in model.parts)
+        ]
 
     def hear(self, line: str) -> None:
         """Takes a line of Triton's log; it says there why a model did not load."""
@@ -196,7 +210,14 @@ class Rollout:
         except (RepositoryError, OSError) as error:  # unmounted, say
             self._complain({"the repository": str(error)})
             return self.state
-        self._complain({f"'{name}'": str(error) for name, error in faults.items()})
+        complaints = {f"'{name}'": str(error) for name, error in faults.items()}
+        for model in models:
+            if self.state.serving.get(model.name) == model and self._is_another(model):
+                complaints[f"'{model.name}'"] = (
+                    f"the files of version {model.version} were replaced while it is served: "
+                    "convert it as a new version, or restart the server"
+                )
+        self._complain(complaints)
         # What cannot be read, while somebody edits or for good, stays; the others are followed.
         wanted = [
             *models,
@@ -222,14 +243,14 @@ class Rollout:
         What cannot be shown, because its files went meanwhile, is refused or left as it was.
 
         Raises:
-            OSError: at a start, where there is nothing to leave.
+            OSError, ValueError: at a start, where there is nothing to leave.
         """
         before, at_start = self.state, not self.state.pairs
         pairs, serving = set(state.pairs), dict(state.serving)
         for pair in sorted(state.pairs - before.pairs):
             try:
                 self._show(pair)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 if at_start:
                     raise
                 self._refuse(pair, str(error))
@@ -244,9 +265,10 @@ class Rollout:
             except (OSError, ValueError) as error:
                 if at_start:
                     raise
-                self._complain({f"'{name}'": str(error)})
-                serving[name] = old if old is not None else model
-                if old is None:
+                self._refuse((model.base, model.version), str(error))
+                if old is not None:
+                    serving[name] = old
+                else:
                     del serving[name]
                 continue
             self._turns[name] = _Turn(old, time.monotonic())
@@ -269,7 +291,7 @@ class Rollout:
                 self._heard.get(part, {}).pop(version, None)
                 self.shown.show_part(part, version)
                 shown.append(part)
-        except OSError:
+        except (OSError, ValueError):
             for part in shown:
                 self.shown.hide_part(part, version)
             raise
@@ -298,6 +320,7 @@ class Rollout:
             failure = "; ".join(pulse.failures([model]).values())
             if not failure:
                 proved.add(pair)
+                self._deaths.pop(pair, None)
                 return
             # A Triton that dies meanwhile says nothing of the version, a busy one not much.
             if pulse.is_ready():
@@ -314,6 +337,7 @@ class Rollout:
 
     def _refuse(self, pair: Pair, why: str) -> None:
         base, version = pair
+        self._deaths.pop(pair, None)
         self._refused[pair] = self._times(pair)
         LOGGER.warning(
             "%s version %d is refused, what was served stays: %s; run `arrowhead rollback %s`, or "
@@ -377,7 +401,8 @@ class Rollout:
 
     def _times(self, pair: Pair) -> tuple[float, ...]:
         base, version = pair
-        files = [self._repository / base / "config.pbtxt"]
+        ensembles = base, f"{base}_candidate"
+        files = [self._repository / name / "config.pbtxt" for name in ensembles]
         for part in ("tokenizer", "encoder"):
             folder = self._repository / f"{base}_{part}"
             files += [folder / "config.pbtxt", *(folder / str(version)).glob("*")]

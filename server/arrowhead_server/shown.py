@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 
 from arrowhead_conversion import pins
+from arrowhead_conversion.errors import RegistryError
 from arrowhead_server.repository import EmbeddingModel
 
 # Further than a server runs, and not beyond 2038, where some file systems end.
@@ -113,11 +114,17 @@ class Shown:
         """Serves the model at its version, from the next look that Triton takes.
 
         With the configuration that Triton took up for it before, if it did: that one is good.
+
+        Raises:
+            OSError, ValueError: its configuration cannot be read, or has nothing to pin.
         """
         config = self._taken_up.get(model)
         if config is None:
             path = self._repository / model.name / "config.pbtxt"
-            config = pins.with_pin(path.read_text(encoding="utf-8"), model.version)
+            try:
+                config = pins.with_pin(path.read_text(encoding="utf-8"), model.version)
+            except RegistryError as error:
+                raise ValueError(f"{path}: {error}") from error
             config = pins.with_versions(config, [model.version])
         self._last[model.name] = config
         target = self._folder / model.name

@@ -19,7 +19,7 @@ import select
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -245,7 +245,7 @@ class Server:
                 return
             if ended is not None or self._log.is_fatal:
                 cause = self._log.cause() or f"{ended} before it was ready"
-                raise StartError(f"{cause}{_way_back(cause, rollout.models)}")
+                raise StartError(f"{cause}{_way_back(rollout.unloadable())}")
             if time.monotonic() - began > START_TIMEOUT_S:
                 raise StartError(f"Triton was not ready within {START_TIMEOUT_S:.0f} s")
         rollout.begun()
@@ -256,8 +256,11 @@ class Server:
                 raise StartError(f"{ended} at its first inference")
             if self._stopping:
                 return
-        for (model, _), error in first.result().items():
-            raise StartError(f"model '{model}' is loaded but does not answer: {error}")
+        for (part, version), error in first.result().items():
+            of_it = [m for m in rollout.models if part in m.parts and m.version == version]
+            raise StartError(
+                f"model '{part}' is loaded but does not answer: {error}{_way_back(of_it)}"
+            )
         self.ready_s = time.monotonic() - began
         self._is_up = True
         self._ready_or_over.set()
@@ -382,10 +385,12 @@ def _is_of(part: tuple[str, int], state: State) -> bool:
     return (name.rpartition("_")[0], version) in state.pairs
 
 
-def _way_back(cause: str, models: tuple[EmbeddingModel, ...]) -> str:
-    """What to do about a later version that does not load: there is one before it."""
+def _way_back(models: Collection[EmbeddingModel]) -> str:
+    """What to do about models that do not come up, where something came before them."""
     for model in models:
-        if model.version > 1 and any(f"'{part}'" in cause for part in model.parts):
+        if model.name != model.base:
+            return f"; end its candidacy with `arrowhead rollback {model.base} --candidate`"
+        if model.version > 1:
             return f"; go back to an earlier version with `arrowhead rollback {model.base}`"
     return ""
 
