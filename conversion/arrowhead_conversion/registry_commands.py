@@ -137,18 +137,17 @@ def _instead(before: int | None, now: int) -> str:
 
 def _state(url: str, name: str, version: int, role: str) -> str:
     """What the running server says of a version: serving, loaded, not loaded, or nothing."""
-    ensemble = f"{name}_candidate" if role == "candidate" else name
-    paths = f"{name}_encoder/versions/{version}/ready", f"{ensemble}/config"
-    try:
-        loaded, config = (
-            urllib3.request("GET", f"{url}/v2/models/{path}", timeout=2.0, retries=0)
-            for path in paths
-        )
-    except urllib3.exceptions.HTTPError:
-        return "unreachable"
-    if loaded.status != 200:
-        return "not loaded"
-    # What it asks is what it serves; its own number may be another (server/rollout.py).
-    steps = config.json()["ensemble_scheduling"]["step"] if config.status == 200 else []
-    serving = role != "idle" and {int(step["model_version"]) for step in steps} == {version}
-    return "serving" if serving else "loaded"
+    served = f"{name}_candidate" if role == "candidate" else name
+    answers = []
+    for model in (served, f"{name}_encoder"):
+        try:
+            answer = urllib3.request(
+                "GET", f"{url}/v2/models/{model}/versions/{version}/ready", timeout=2.0, retries=0
+            )
+        except urllib3.exceptions.HTTPError:
+            return "unreachable"
+        answers.append(answer.status == 200)
+    serving, loaded = answers
+    if serving and role != "idle":
+        return "serving"
+    return "loaded" if loaded else "not loaded"

@@ -14,6 +14,8 @@ never start on a path with a blank or a letter beyond ASCII, which this one has 
 Measured with Triton 2.51: a version that is added loads beside the others, which stay untouched as
 long as their own files do; one that is taken away is unloaded and its process ends; a change of the
 ensemble's configuration is taken up at one moment, and requests in flight end on what they began.
+One that does not load is tried again at nearly every look for as long as it is there, and changes
+nothing for the others.
 
 Triton sees a change where the latest time of a folder's files is *later* than it was. So the times
 are ours too: every change is stamped years ahead, by a count that only goes up, which outshines

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,6 +155,29 @@ def test_files_replaced_under_a_live_version_are_not_served_but_told_of(
     tools.wait_until(lambda: value(server, tools, "b") == 3 * 98, "version 2")
     assert caplog.text.count("were replaced") == 1
     assert server.restarts == []
+
+
+def test_the_last_model_is_served_on_and_another_of_its_name_from_the_next_start(
+    repository: Path,
+    server: Server,
+    tools: Any,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    other = shutil.copytree(repository, tmp_path / "other")
+    path = other / "toy_encoder" / "1" / "model.py"
+    path.write_text(path.read_text().replace("ids.sum", "2 * ids.sum"))
+    remove(repository, "toy")
+    tools.wait_until(lambda: "holds no embedding model" in caplog.text, "the complaint")
+    assert value(server, tools) == 97
+    for part in ("_tokenizer", "_encoder", ""):
+        (other / f"toy{part}").rename(repository / f"toy{part}")
+    tools.wait_until(lambda: "version 1 were replaced" in caplog.text, "the other complaint")
+    assert value(server, tools) == 97
+    assert server.restarts == []
+    os.kill(server.stub_pids()["toy_encoder"][0], signal.SIGKILL)
+    tools.wait_until(lambda: server.restarts, "the restart")
+    assert value(server, tools) == 2 * 97
 
 
 def test_a_version_broken_in_both_parts_goes_live_once_both_are_mended(
