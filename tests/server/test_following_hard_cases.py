@@ -248,7 +248,13 @@ def test_a_new_version_that_takes_triton_down_is_refused(
 ) -> None:
     write(repository, 2, "2 * ids.sum")
     path = repository / "toy_encoder" / "2" / "model.py"
-    path.write_text(f"import os\nos.kill(os.getppid(), 9)\n{path.read_text()}")
+    # The very tritonserver that started it, and nobody whom it may have been handed to since.
+    path.write_text(
+        "import os\n"
+        "parent = os.getppid()\n"
+        "if open(f'/proc/{parent}/comm').read().strip() == 'tritonserver':\n"
+        "    os.kill(parent, 9)\n" + path.read_text()
+    )
     pin(repository, 2)
     tools.wait_until(lambda: "version 2 is refused" in caplog.text, "the refusal", 60)
     tools.wait_until(lambda: value(server, tools) == 97, "version 1")
