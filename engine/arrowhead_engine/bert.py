@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from arrowhead_engine.layers import (
+    EncoderSizes,
     Shapes,
-    Sizes,
     merged,
     norm,
     norm_shapes,
     padding_masks,
-    post_norm_layer,
+    post_norm_layers,
     post_norm_shapes,
 )
 from arrowhead_engine.packing import Step
@@ -43,15 +43,9 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class BertConfig(Sizes):
+class BertConfig(EncoderSizes):
     """BERT's sizes."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    vocab_size: int
-    max_position_embeddings: int
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     hidden_act: str = "gelu"
@@ -68,12 +62,6 @@ class BertConfig(Sizes):
             is_decoder=False,
             add_cross_attention=False,
         )
-        self.divisible(self.hidden_size, self.num_attention_heads)
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return self.hidden_size
 
     @property
     def first_position(self) -> int:
@@ -125,17 +113,15 @@ class Bert:
         )
         eps = config.layer_norm_eps
         self.norm = norm(weight, "embeddings.LayerNorm", eps)
-        self.layers = [
-            post_norm_layer(
-                weight,
-                LAYER.format(i),
-                NAMES,
-                heads=config.num_attention_heads,
-                eps=eps,
-                dtype=dtype,
-            )
-            for i in range(config.num_hidden_layers)
-        ]
+        self.layers = post_norm_layers(
+            weight,
+            LAYER,
+            NAMES,
+            count=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            eps=eps,
+            dtype=dtype,
+        )
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""

@@ -19,7 +19,7 @@ from arrowhead_engine.layers import (
     norm,
     norm_shapes,
     padding_masks,
-    post_norm_layer,
+    post_norm_layers,
     post_norm_shapes,
 )
 from arrowhead_engine.packing import Step
@@ -91,12 +91,15 @@ class DistilBert:
         self.words = weight.rows("embeddings.word_embeddings.weight")
         self.position_embeddings = weight("embeddings.position_embeddings.weight").float()
         self.norm = norm(weight, "embeddings.LayerNorm", EPS)
-        self.layers = [
-            post_norm_layer(
-                weight, LAYER.format(i), NAMES, heads=config.n_heads, eps=EPS, dtype=dtype
-            )
-            for i in range(config.n_layers)
-        ]
+        self.layers = post_norm_layers(
+            weight,
+            LAYER,
+            NAMES,
+            count=config.n_layers,
+            heads=config.n_heads,
+            eps=EPS,
+            dtype=dtype,
+        )
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""

@@ -79,6 +79,33 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class EncoderSizes(Sizes):
+    """The sizes that BERT and most of its kin have, under the same names."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that are none, or do not fit each other."""
+        super().__post_init__()
+        self.divisible(self.hidden_size, self.num_attention_heads)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.hidden_size
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest text the network takes."""
+        return self.max_position_embeddings
+
+
+@dataclass(frozen=True)
 class Norm:
     """Layer normalisation over D, in float32; some networks have no bias."""
 
@@ -129,7 +156,27 @@ class PostNormLayer:
         return self.norm(self.down.add(self.up.gelu(x.to(self.dtype)), x))
 
 
-def post_norm_layer(
+def post_norm_layers(
+    weight: Tensors,
+    at: str,
+    names: Mapping[str, str],
+    *,
+    count: int,
+    heads: int,
+    eps: float,
+    dtype: torch.dtype,
+) -> list[PostNormLayer]:
+    """The layers whose tensors begin with `at`, a place in it for the layer's number.
+
+    `names` has the rest of each part's name.
+    """
+    return [
+        _post_norm_layer(weight, at.format(i), names, heads=heads, eps=eps, dtype=dtype)
+        for i in range(count)
+    ]
+
+
+def _post_norm_layer(
     weight: Tensors,
     at: str,
     names: Mapping[str, str],
@@ -138,7 +185,6 @@ def post_norm_layer(
     eps: float,
     dtype: torch.dtype,
 ) -> PostNormLayer:
-    """The layer whose tensors begin with `at`; `names` has the rest of each part's name."""
 
     def product(*parts: str) -> Linear:
         return linear(weight, *(at + names[part] for part in parts), dtype=dtype)

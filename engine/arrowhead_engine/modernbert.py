@@ -17,10 +17,10 @@ from torch import Tensor
 
 from arrowhead_engine.errors import UnsupportedModel
 from arrowhead_engine.layers import (
+    EncoderSizes,
     Norm,
     Rotary,
     Shapes,
-    Sizes,
     attention,
     linear,
     linear_shapes,
@@ -37,15 +37,9 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 
 @dataclass(frozen=True)
-class ModernBertConfig(Sizes):
+class ModernBertConfig(EncoderSizes):
     """ModernBERT's sizes, in the older and the newer spelling of its `config.json`."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    vocab_size: int
-    max_position_embeddings: int
     norm_eps: float = 1e-5
     hidden_activation: str = "gelu"
     norm_bias: bool = False
@@ -77,22 +71,11 @@ class ModernBertConfig(Sizes):
         """Refuses what would come out wrong."""
         super().__post_init__()
         self.only(hidden_activation="gelu")
-        self.divisible(self.hidden_size, self.num_attention_heads)
         known = set(self.layer_types) <= {GLOBAL, LOCAL}
         if not known or len(self.layer_types) != self.num_hidden_layers:
             raise UnsupportedModel(
                 f"layer_types is {self.layer_types!r}; wanted one for each layer"
             )
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return self.hidden_size
-
-    @property
-    def most_tokens(self) -> int:
-        """The longest text the network was trained for."""
-        return self.max_position_embeddings
 
 
 @merged

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from arrowhead_engine.layers import (
+    EncoderSizes,
     Shapes,
-    Sizes,
     merged,
     norm,
     norm_shapes,
-    post_norm_layer,
+    post_norm_layers,
     post_norm_shapes,
 )
 from arrowhead_engine.packing import Group, Step
@@ -45,15 +45,9 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class MPNetConfig(Sizes):
+class MPNetConfig(EncoderSizes):
     """MPNet's sizes."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    vocab_size: int
-    max_position_embeddings: int
     layer_norm_eps: float = 1e-12
     hidden_act: str = "gelu"
     relative_attention_num_buckets: int = 32
@@ -63,12 +57,6 @@ class MPNetConfig(Sizes):
         super().__post_init__()
         # The original computes its buckets for 32, whatever the configuration says.
         self.only(hidden_act="gelu", relative_attention_num_buckets=32)
-        self.divisible(self.hidden_size, self.num_attention_heads)
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return self.hidden_size
 
     @property
     def most_tokens(self) -> int:
@@ -123,17 +111,15 @@ class MPNet:
         self.bias = bias[buckets(config.most_tokens).to(bias.device)].permute(2, 0, 1).to(dtype)
         eps = config.layer_norm_eps
         self.norm = norm(weight, "embeddings.LayerNorm", eps)
-        self.layers = [
-            post_norm_layer(
-                weight,
-                LAYER.format(i),
-                NAMES,
-                heads=config.num_attention_heads,
-                eps=eps,
-                dtype=dtype,
-            )
-            for i in range(config.num_hidden_layers)
-        ]
+        self.layers = post_norm_layers(
+            weight,
+            LAYER,
+            NAMES,
+            count=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            eps=eps,
+            dtype=dtype,
+        )
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""

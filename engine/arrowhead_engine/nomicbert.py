@@ -17,10 +17,10 @@ from torch import Tensor
 
 from arrowhead_engine.errors import UnsupportedModel
 from arrowhead_engine.layers import (
+    EncoderSizes,
     Norm,
     Rotary,
     Shapes,
-    Sizes,
     attention,
     linear,
     linear_shapes,
@@ -57,15 +57,9 @@ OLDER_ONLY = {
 
 
 @dataclass(frozen=True)
-class NomicBertConfig(Sizes):
+class NomicBertConfig(EncoderSizes):
     """NomicBERT's sizes, in the older and the newer spelling of its `config.json`."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    vocab_size: int
-    max_position_embeddings: int
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     hidden_act: str = "silu"
@@ -91,17 +85,6 @@ class NomicBertConfig(Sizes):
         """Refuses what would come out wrong."""
         super().__post_init__()
         self.only(hidden_act="silu")
-        self.divisible(self.hidden_size, self.num_attention_heads)
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return self.hidden_size
-
-    @property
-    def most_tokens(self) -> int:
-        """The longest text the network was trained for."""
-        return self.max_position_embeddings
 
 
 @merged
