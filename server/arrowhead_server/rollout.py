@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arrowhead_server.errors import RepositoryError
-from arrowhead_server.probe import FAILURES_IN_A_ROW, Pulse
+from arrowhead_server.probe import FAILURES_IN_A_ROW, Part, Pulse
 from arrowhead_server.repository import EmbeddingModel, look_through, read_repository
 from arrowhead_server.shown import Shown
 
@@ -31,6 +31,18 @@ LOGGER = logging.getLogger(__name__)
 
 # Both parts of a version, (base, version): what is loaded, proved, refused and freed together.
 Pair = tuple[str, int]
+
+
+def _model(pair: Pair) -> EmbeddingModel:
+    """The two parts, without an ensemble, to ask Triton of them."""
+    base, version = pair
+    return EmbeddingModel(base, 0, version, base)
+
+
+def parts(pairs: Iterable[Pair]) -> set[Part]:
+    """The tokenizers and encoders of these versions."""
+    return {(part, pair[1]) for pair in pairs for part in _model(pair).parts}
+
 
 LOAD_TIMEOUT_S = 300.0  # large models on slow disks
 QUIET_S = 3.0  # so long nobody has asked a version that is to be freed
@@ -144,14 +156,9 @@ class Rollout:
         """What is served now."""
         return tuple(self.state.serving[name] for name in sorted(self.state.serving))
 
-    @property
-    def live(self) -> set[tuple[str, int]]:
-        """The parts whose end is a failure: (name, version) of all that have answered."""
-        return {
-            (f"{base}_{part}", version)
-            for base, version in self._proved & self.state.pairs
-            for part in ("tokenizer", "encoder")
-        }
+    def live(self, state: State) -> set[Part]:
+        """The parts whose end is a failure: all that have answered, and stay in `state`."""
+        return parts(self._proved & self.state.pairs & state.pairs)
 
     def begin(self) -> None:
         """Shows all that is to be served at once, to a Triton that is about to start.
@@ -284,22 +291,20 @@ class Rollout:
         self.state = State(frozenset(pairs | (used & before.pairs)), serving)
 
     def _show(self, pair: Pair) -> None:
-        base, version = pair
-        shown: list[str] = []
+        shown: list[Part] = []
         try:
-            for part in (f"{base}_tokenizer", f"{base}_encoder"):
+            for part, version in sorted(parts([pair])):
                 self._heard.get(part, {}).pop(version, None)
                 self.shown.show_part(part, version)
-                shown.append(part)
+                shown.append((part, version))
         except (OSError, ValueError):
-            for part in shown:
+            for part, version in shown:
                 self.shown.hide_part(part, version)
             raise
         self._since[pair] = time.monotonic()
 
     def _hide(self, pair: Pair) -> None:
-        base, version = pair
-        for part in (f"{base}_encoder", f"{base}_tokenizer"):
+        for part, version in sorted(parts([pair])):
             self.shown.hide_part(part, version)
         self._proved.discard(pair)
         self._failures.pop(pair, None)
@@ -312,9 +317,8 @@ class Rollout:
 
     def _judge(self, pair: Pair, pulse: Pulse, proved: set[Pair]) -> None:
         """Proves a version that is shown, or refuses it."""
-        base, version = pair
-        model = EmbeddingModel(base, 0, version, base)
-        reasons = (self._heard.get(part, {}).pop(version, None) for part in model.parts)
+        model = _model(pair)
+        reasons = (self._heard.get(part, {}).pop(model.version, None) for part in model.parts)
         why = next(filter(None, reasons), None)
         if why is None and pulse.has_loaded(model):
             failure = "; ".join(pulse.failures([model]).values())
@@ -400,22 +404,21 @@ class Rollout:
                 del self._refused[pair]
 
     def _times(self, pair: Pair) -> tuple[float, ...]:
-        base, version = pair
+        base, _ = pair
         ensembles = base, f"{base}_candidate"
         files = [self._repository / name / "config.pbtxt" for name in ensembles]
-        for part in ("tokenizer", "encoder"):
-            folder = self._repository / f"{base}_{part}"
+        for part, version in parts([pair]):
+            folder = self._repository / part
             files += [folder / "config.pbtxt", *(folder / str(version)).glob("*")]
         return _times(files)
 
     def _is_quiet(self, pair: Pair, wanted: Collection[EmbeddingModel], pulse: Pulse) -> bool:
         """Whether a version that nobody is to ask any more has not been asked for `QUIET_S`."""
-        base, version = pair
         users = [*wanted, *self.state.serving.values()]
         if any((model.base, model.version) == pair for model in users):
             self._quiet.pop(pair, None)
             return False
-        answers = pulse.answers(EmbeddingModel(base, 0, version, base))
+        answers = pulse.answers(_model(pair))
         now = time.monotonic()
         known, since = self._quiet.get(pair, (None, now))
         if answers is None or answers != known:

@@ -40,7 +40,7 @@ from arrowhead_server.log import Log, is_for_operators
 from arrowhead_server.probe import Pulse
 from arrowhead_server.process import Janitor, TritonProcess
 from arrowhead_server.repository import EmbeddingModel, read_repository
-from arrowhead_server.rollout import Rollout, State
+from arrowhead_server.rollout import Rollout, State, parts
 
 LOGGER = logging.getLogger(__name__)
 TRITON_LOGGER = logging.getLogger(f"{__name__}.triton")
@@ -249,7 +249,7 @@ class Server:
             if time.monotonic() - began > START_TIMEOUT_S:
                 raise StartError(f"Triton was not ready within {START_TIMEOUT_S:.0f} s")
         rollout.begun()
-        process.watch_stubs(rollout.live)
+        process.watch_stubs(rollout.live(rollout.state))
         first = self._ask(prober, pulse.failures)
         while not first.done():
             if (ended := process.wait(START_TIMEOUT_S)) is not None:
@@ -302,17 +302,10 @@ class Server:
 
     def _follow(self, state: State, rollout: Rollout, process: TritonProcess, pulse: Pulse) -> None:
         """Shows Triton the next state; takes leave first of the processes that will end."""
-        staying = {part for part in rollout.live if _is_of(part, state)}
-        process.watch_stubs(staying)
+        process.watch_stubs(rollout.live(state))
         if state != rollout.state:
             rollout.apply(state)
-        process.kill_stubs(
-            {
-                (f"{base}_{part}", version)
-                for base, version in rollout.hanging
-                for part in ("tokenizer", "encoder")
-            }
-        )
+        process.kill_stubs(parts(rollout.hanging))
         rollout.hanging.clear()
         pulse.models = rollout.models
 
@@ -378,11 +371,6 @@ class Server:
             TRITON_LOGGER.info("%s", line)
         elif self._is_up and is_for_operators(line):
             TRITON_LOGGER.warning("%s", line)
-
-
-def _is_of(part: tuple[str, int], state: State) -> bool:
-    name, version = part
-    return (name.rpartition("_")[0], version) in state.pairs
 
 
 def _way_back(models: Collection[EmbeddingModel]) -> str:
