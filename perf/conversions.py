@@ -326,11 +326,17 @@ def _convert(
     )
 
 
-def _ours(converted: Converted) -> Vectors:
+def _opened(converted: Converted) -> tuple[Tokenizer, Encoder]:
+    """Both parts of the entry, to compute in float32."""
     version = str(converted.version)
     folder = converted.weights.parents[2] / f"{converted.name}_tokenizer" / version
-    tokens = Tokenizer.open(folder)(TEXTS)
     encoder = Encoder.open(converted.weights, device="cpu", dtype="float32")
+    return Tokenizer.open(folder), encoder
+
+
+def _ours(converted: Converted) -> Vectors:
+    tokenizer, encoder = _opened(converted)
+    tokens = tokenizer(TEXTS)
     vectors: Vectors = encoder.embed(encoder.check(tokens.input_ids, tokens.length))
     return vectors
 
@@ -352,10 +358,7 @@ def _scores(
     converted: Converted, sts: Path | None, retrieval: Path | None
 ) -> tuple[float | None, float | None]:
     """STS Spearman and nDCG@10, x 100, by the engine in this process."""
-    version = str(converted.version)
-    folder = converted.weights.parents[2] / f"{converted.name}_tokenizer" / version
-    tokenizer = Tokenizer.open(folder)
-    encoder = Encoder.open(converted.weights, device="cpu", dtype="float32")
+    tokenizer, encoder = _opened(converted)
 
     def embed(texts: Sequence[str]) -> Vectors:
         return encoder.embed([np.array(row, np.int32) for row in tokenizer.encode(texts)[0]])

@@ -85,21 +85,31 @@ def pin(ensemble: Path) -> int | None:
     )
 
 
+def versions(repository: Path, name: str) -> list[int]:
+    """The complete versions of a model, ascending."""
+    found = (repository / f"{name}_encoder").glob("*/weights.parquet")
+    return sorted(int(path.parent.name) for path in found if path.parent.name.isdecimal())
+
+
+def highest(repository: Path, name: str) -> int:
+    """The highest version that was ever given out, removed or not; 0 if none was."""
+    return max([*versions(repository, name), fact(repository, name, HIGHEST) or 0])
+
+
 def live(repository: Path, name: str) -> int | None:
     """The version of a model that is served: pinned, or else the newest; None if there is none."""
-    found = (repository / f"{name}_encoder").glob("*/weights.parquet")
-    newest = [int(path.parent.name) for path in found if path.parent.name.isdecimal()]
-    if not (repository / name / "config.pbtxt").is_file() or not newest:
+    known = versions(repository, name)
+    if not (repository / name / "config.pbtxt").is_file() or not known:
         return None
-    return pin(repository / name) or max(newest)
+    return pin(repository / name) or known[-1]
 
 
 def fact(repository: Path, name: str, key: str) -> int | None:
     """`PREVIOUS` or `HIGHEST` of a model; None if it is not written down."""
     path = repository / name / "config.pbtxt"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    values = [value for _, _, met, value in _facts(text) if met == key and value.isdecimal()]
-    return int(values[-1]) if values else None
+    value = facts(text).get(key, "")
+    return int(value) if value.isdecimal() else None
 
 
 def facts(text: str) -> dict[str, str]:

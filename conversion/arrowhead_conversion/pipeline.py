@@ -120,7 +120,6 @@ def describe(
             "--pooling and --normalize say"
         )
     dense = [_dense(path, source) for path in heads]
-    width = network.width * len(pooling.split("+"))
     described = _json(folder / "config_sentence_transformers.json", optional=True)
     if described.get("truncate_dim") is not None:
         raise UnsupportedSource(
@@ -145,7 +144,7 @@ def describe(
         pooling=pooling,
         normalize=normalize,
         max_seq_length=_limit(network_folder, source, network, choices),
-        dimension=Heads(dense, width).width,
+        dimension=Heads.after(pooling, dense, network.width).width,
         prompts=prompts,
         source={
             "name": source,

@@ -62,7 +62,7 @@ def entries(repository_path: Path) -> list[Entry]:
     return [
         _entry(repository_path, name, version)
         for name in names
-        for version in repository.versions(repository_path, name)
+        for version in pins.versions(repository_path, name)
     ]
 
 
@@ -187,8 +187,7 @@ def _entry(repository_path: Path, name: str, version: int) -> Entry:
         with WeightFile.open(path) as weights:
             spec = ModelSpec.from_metadata(weights.metadata)
             proof = Certificate.from_metadata(weights.metadata)
-            largest = max(weights.tensors.values(), key=lambda tensor: tensor.nbytes)
-            dtype = largest.dtype
+            dtype = weights.main_dtype
     except Exception as error:  # noqa: BLE001 (a list of models shows the broken ones too)
         return Entry(name, version, role, fault=str(error))
     return Entry(
@@ -200,10 +199,10 @@ def _entry(repository_path: Path, name: str, version: int) -> Entry:
 def _known(repository_path: Path, name: str) -> Iterator[list[int]]:
     """The versions of a model, which nobody else changes meanwhile."""
     repository.check_name(name)
-    if not repository.versions(repository_path, name):
+    if not pins.versions(repository_path, name):
         raise RegistryError(f"{repository_path} holds no model {name!r}; see `arrowhead models`")
     with repository.locked(repository_path, name):
-        yield repository.versions(repository_path, name)
+        yield pins.versions(repository_path, name)
 
 
 def _check_known(name: str, version: int, known: list[int]) -> None:

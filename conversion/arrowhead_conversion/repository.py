@@ -42,12 +42,6 @@ def check_name(name: str) -> None:
         )
 
 
-def versions(repository: Path, name: str) -> list[int]:
-    """The complete versions of a model, ascending."""
-    found = (repository / f"{name}_encoder").glob("*/weights.parquet")
-    return sorted(int(path.parent.name) for path in found if path.parent.name.isdecimal())
-
-
 @contextmanager
 def staged(
     repository: Path,
@@ -77,10 +71,9 @@ def staged(
     folders = {part: repository / f"{name}{part}" for part in PARTS}
     with locked(repository, name):
         _check_width(folders, dimension)
-        before = versions(repository, name)
+        is_first = not pins.versions(repository, name)
         # No number is given out twice: a server may still hold vectors of the removed one.
-        highest = pins.fact(repository, name, pins.HIGHEST) or 0
-        version = max(*before, highest, 0, 0) + 1
+        version = pins.highest(repository, name) + 1
         stages = {part: folder / ".staging" for part, folder in folders.items()}
         try:
             for part, stage in stages.items():
@@ -94,7 +87,7 @@ def staged(
                 if part == "_encoder":
                     _write_warmup(folders[part] / "warmup")
                 _publish(stage, folders[part] / str(version))
-            if promote or not before:
+            if promote or is_first:
                 make_live(repository, name, version, dimension=dimension, prompts=prompts)
         finally:
             for stage in stages.values():
@@ -177,7 +170,7 @@ def make_live(
     """
     if previous is None:
         previous = pins.live(repository, name)
-    highest = max(*versions(repository, name), pins.fact(repository, name, pins.HIGHEST) or 0, 0)
+    highest = pins.highest(repository, name)
     for part in PARTS:
         folder = repository / f"{name}{part}"
         text = _config(folder / "config.pbtxt", name, part, dimension)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arrowhead_conversion import certificate, pins, pipeline, repository, sources
+from arrowhead_conversion import certificate, pins, pipeline, sources
 from arrowhead_conversion.errors import NotFaithful, SourceNotFound
 from arrowhead_conversion.weights import Storage
 from arrowhead_engine.encoder import Encoder
@@ -56,7 +56,7 @@ def verify(
         EngineError: a file was changed or damaged, or this machine computes other vectors.
         NotFaithful: the source's vectors, tokenizer or pipeline are others than the certified.
     """
-    known = repository.versions(repository_path, name)
+    known = pins.versions(repository_path, name)
     if not known or (version is not None and version not in known):
         raise SourceNotFound(
             f"{repository_path} holds no {name!r}{f' version {version}' if version else ''}; "
@@ -70,7 +70,7 @@ def verify(
     with WeightFile.open(weights) as file:
         spec = ModelSpec.from_metadata(file.metadata)
         recorded = Certificate.from_metadata(file.metadata)
-        storage = _storage(file)
+        storage: Storage = file.main_dtype  # type: ignore[assignment]  # one of its four
     try:
         folder = sources.locate(source or spec.source.get("name", ""), spec.source.get("revision"))
     except SourceNotFound as error:
@@ -88,13 +88,6 @@ def verify(
 
     again = certificate.certify(model, weights, tokenizer, storage, one_more)
     return Verified(name, version, recorded, again, "")
-
-
-def _storage(file: WeightFile) -> Storage:
-    """How the weights were stored: as the largest tensor is."""
-    largest = max(file.tensors.values(), key=lambda tensor: tensor.nbytes)
-    storage: Storage = largest.dtype  # type: ignore[assignment]
-    return storage
 
 
 def _described(folder: Path, spec: ModelSpec, tokenizer: bytes) -> pipeline.Described:

@@ -54,8 +54,8 @@ def tensors(model: Described, storage: Storage = "float16") -> Iterator[Tensor]:
     spec = model.spec
     kind = architecture(spec.architecture)
     config: Config = kind.config(spec.config)
-    width = config.width * len(spec.pooling.split("+"))
-    network, heads = kind.shapes(config), Heads(spec.heads, width).shapes()
+    network = kind.shapes(config)
+    heads = Heads.after(spec.pooling, spec.heads, config.width).shapes()
     wanted = {**network, **heads}
     try:
         with ExitStack() as stack:

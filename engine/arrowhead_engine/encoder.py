@@ -52,7 +52,7 @@ class Encoder:
                 f"max_seq_length {spec.max_seq_length}; the network has positions for "
                 f"{config.most_tokens} tokens"
             )
-        heads = Heads(spec.heads, config.width * len(self._poolings))
+        heads = Heads.after(spec.pooling, spec.heads, config.width)
         if spec.dimension != heads.width:
             raise UnsupportedModel(f"dimension {spec.dimension}; the model's is {heads.width}")
         met = {name: tensor.shape for name, tensor in weights.tensors.items()}

@@ -159,6 +159,15 @@ class Heads:
             width = layer.out_features
         self.width = width
 
+    @classmethod
+    def after(cls, pooling: str, specs: list[dict[str, Any]], width: int) -> Heads:
+        """The heads behind a spec's `pooling` of token vectors of that width.
+
+        Raises:
+            UnsupportedModel: a pooling or head is not known, or one does not fit the one before.
+        """
+        return cls(specs, width * len(poolings(pooling)))
+
     def shapes(self) -> Shapes:
         """Name and shape of the heads' tensors."""
         table: Shapes = {}

@@ -174,6 +174,11 @@ class WeightFile:
         return all(tensor.offset is not None for tensor in self.tensors.values())
 
     @property
+    def main_dtype(self) -> str:
+        """How the largest tensor is stored, as all are but int8's vectors."""
+        return max(self.tensors.values(), key=lambda tensor: tensor.nbytes).dtype
+
+    @property
     def span(self) -> tuple[int, int]:
         """First and last+1 byte of all mapped tensors: what one copy to a device has to move."""
         mapped = [

@@ -17,6 +17,10 @@ from arrowhead_server.errors import RepositoryError
 _OUTPUT_WIDTH = re.compile(r"\boutput\s*:?\s*\[?\s*\{[^}]*\bdims\s*:\s*\[?\s*(\d+)")
 
 
+# Both parts of a version, (base, version): what is loaded, proved, refused and freed together.
+Pair = tuple[str, int]
+
+
 @dataclass(frozen=True)
 class EmbeddingModel:
     """The ensemble `name` over one version of `base_tokenizer` and `base_encoder`.
@@ -42,6 +46,11 @@ class EmbeddingModel:
     def encoder(self) -> str:
         """The name of the model that turns ids into vectors."""
         return f"{self.base}_encoder"
+
+    @property
+    def pair(self) -> Pair:
+        """Both its parts at its version."""
+        return self.base, self.version
 
     @property
     def parts(self) -> tuple[str, str]:

@@ -24,24 +24,10 @@ from pathlib import Path
 
 from arrowhead_server.errors import RepositoryError
 from arrowhead_server.probe import FAILURES_IN_A_ROW, Part, Pulse
-from arrowhead_server.repository import EmbeddingModel, look_through, read_repository
+from arrowhead_server.repository import EmbeddingModel, Pair, look_through, read_repository
 from arrowhead_server.shown import Shown
 
 LOGGER = logging.getLogger(__name__)
-
-# Both parts of a version, (base, version): what is loaded, proved, refused and freed together.
-Pair = tuple[str, int]
-
-
-def _model(pair: Pair) -> EmbeddingModel:
-    """The two parts, without an ensemble, to ask Triton of them."""
-    base, version = pair
-    return EmbeddingModel(base, 0, version, base)
-
-
-def parts(pairs: Iterable[Pair]) -> set[Part]:
-    """The tokenizers and encoders of these versions."""
-    return {(part, pair[1]) for pair in pairs for part in _model(pair).parts}
 
 
 LOAD_TIMEOUT_S = 300.0  # large models on slow disks
@@ -66,9 +52,20 @@ class State:
     def of(cls, models: Collection[EmbeddingModel]) -> "State":
         """What serves exactly these models."""
         return cls(
-            frozenset((model.base, model.version) for model in models),
+            frozenset(model.pair for model in models),
             {model.name: model for model in models},
         )
+
+
+def _model(pair: Pair) -> EmbeddingModel:
+    """The two parts, without an ensemble, to ask Triton of them."""
+    base, version = pair
+    return EmbeddingModel(base, 0, version, base)
+
+
+def parts(pairs: Iterable[Pair]) -> set[Part]:
+    """The tokenizers and encoders of these versions."""
+    return {(part, pair[1]) for pair in pairs for part in _model(pair).parts}
 
 
 def next_state(
@@ -90,15 +87,15 @@ def next_state(
     """
     serving = {}
     for model in wanted:
-        pair = (model.base, model.version)
+        pair = model.pair
         if pair in proved and pair not in refused:
             serving[model.name] = model
         elif model.name in shown.serving:
             serving[model.name] = shown.serving[model.name]
-    to_load = {(model.base, model.version) for model in wanted} - set(refused)
-    in_use = {(model.base, model.version) for model in serving.values()}
+    to_load = {model.pair for model in wanted} - set(refused)
+    in_use = {model.pair for model in serving.values()}
     # An ensemble that changes in this move asks the old version until Triton has taken it up.
-    before = {(model.base, model.version) for model in shown.serving.values()}
+    before = {model.pair for model in shown.serving.values()}
     leaving = (shown.pairs - to_load - in_use) & (set(busy) | (before - in_use))
     return State(frozenset(to_load | in_use | (leaving - set(refused))), serving)
 
@@ -166,7 +163,7 @@ class Rollout:
         Raises:
             RepositoryError: there is nothing to serve.
         """
-        used = {(model.base, model.version) for model in self.state.serving.values()}
+        used = {model.pair for model in self.state.serving.values()}
         for pair in sorted(self.state.pairs - self._proved - used - self._refused.keys()):
             self._deaths[pair] = self._deaths.get(pair, 0) + 1
             if self._deaths[pair] >= FAILURES_IN_A_ROW:  # fewer may be chance
@@ -230,13 +227,13 @@ class Rollout:
             *models,
             *(self.state.serving[name] for name in faults if name in self.state.serving),
         ]
-        self._forgive({(model.base, model.version) for model in wanted})
+        self._forgive({model.pair for model in wanted})
         proved = self._proved
         for pair in sorted(self.state.pairs - proved - self._refused.keys()):
             self._judge(pair, pulse, proved)
         shown = self._turned(pulse)
         busy = {pair for pair in self.state.pairs if not self._is_quiet(pair, wanted, pulse)}
-        busy |= {(t.before.base, t.before.version) for t in self._turns.values() if t.before}
+        busy |= {t.before.pair for t in self._turns.values() if t.before}
         state = next_state(shown, wanted, proved=proved, refused=self._refused, busy=busy)
         for name, model in state.serving.items():
             if self.state.serving.get(name) != model and self._is_another(model):
@@ -272,7 +269,7 @@ class Rollout:
             except (OSError, ValueError) as error:
                 if at_start:
                     raise
-                self._refuse((model.base, model.version), str(error))
+                self._refuse(model.pair, str(error))
                 if old is not None:
                     serving[name] = old
                 else:
@@ -285,7 +282,7 @@ class Rollout:
             self._turns.pop(name, None)
             self._last.pop(name, None)
             LOGGER.warning("%s is not served any more", name)
-        used = {(model.base, model.version) for model in serving.values()}
+        used = {model.pair for model in serving.values()}
         for pair in sorted(before.pairs - state.pairs - used):
             self._hide(pair)
         self.state = State(frozenset(pairs | (used & before.pairs)), serving)
@@ -369,7 +366,7 @@ class Rollout:
             if why is None and time.monotonic() - turn.since > LOAD_TIMEOUT_S:
                 why = f"its ensemble was not taken up within {LOAD_TIMEOUT_S:.0f} s"
             if why is not None:
-                self._refuse((model.base, model.version), why)
+                self._refuse(model.pair, why)
                 if turn.before is None:
                     del serving[name]
                 else:
@@ -415,7 +412,7 @@ class Rollout:
     def _is_quiet(self, pair: Pair, wanted: Collection[EmbeddingModel], pulse: Pulse) -> bool:
         """Whether a version that nobody is to ask any more has not been asked for `QUIET_S`."""
         users = [*wanted, *self.state.serving.values()]
-        if any((model.base, model.version) == pair for model in users):
+        if any(model.pair == pair for model in users):
             self._quiet.pop(pair, None)
             return False
         answers = pulse.answers(_model(pair))

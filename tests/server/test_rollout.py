@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from arrowhead_server.repository import EmbeddingModel
-from arrowhead_server.rollout import Pair, State, next_state
+from arrowhead_server.repository import EmbeddingModel, Pair
+from arrowhead_server.rollout import State, next_state
 
 
 def model(version: int, name: str = "m") -> EmbeddingModel:
