@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,3 +56,10 @@ def wanted(minilm_repository: Path) -> npt.NDArray[np.float32]:
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     return TEXTS
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> None:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < timeout_s, f"waited {timeout_s} s for: {what}"
+        time.sleep(0.05)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,8 @@ from arrowhead_client.cli import main
 from arrowhead_conversion import pins
 from arrowhead_conversion.convert import convert
 from arrowhead_server.supervisor import Server, running_server
+
+from .conftest import wait_until
 
 Vectors = npt.NDArray[np.float32]
 TEXTS = ["one text", "another", "a third one that is somewhat longer than the other two are"]
@@ -78,14 +79,6 @@ def server(repository: Path) -> Iterator[Server]:
 def vectors(server: Server, model: str = "minilm") -> Vectors:
     with Client(server.http_url, model=model) as client:
         return client.embed(TEXTS)
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> float:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < timeout_s, f"waited {timeout_s} s for: {what}"
-        time.sleep(0.05)
-    return time.monotonic() - began
 
 
 def served_versions(server: Server) -> dict[str, int]:

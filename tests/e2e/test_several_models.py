@@ -9,7 +9,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,8 @@ from arrowhead_conversion import registry
 from arrowhead_conversion.convert import convert
 from arrowhead_server.supervisor import Server, running_server
 from perf import random_models
+
+from .conftest import wait_until
 
 TEXTS = ["a short text", "", "another one, which is longer and is cut off at the limit " * 20]
 # One that has a file in the engine, and one through transformers' own module.
@@ -46,13 +47,6 @@ def repository(minilm_repository: Path, tmp_path: Path) -> Path:
 def server(repository: Path) -> Iterator[Server]:
     with running_server(repository) as server:
         yield server
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s} s for: {what}"
-        time.sleep(0.05)
 
 
 def reference(source: Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -4,6 +4,7 @@
 import http.client
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,7 @@ from arrowhead_server.address import Address
 from arrowhead_server.supervisor import Server, running_server
 
 DIMENSION = 8
+PARTS = ("", "_tokenizer", "_encoder")  # ends of the names of a model's folders
 
 ENSEMBLE = """
 name: "toy"
@@ -133,6 +135,29 @@ def write_repository(
     if weights:
         (folder / "toy_encoder" / "1" / "weights.parquet").touch()
     return folder
+
+
+def write_version(repository: Path, version: int, code: str, tokenizer: str = "") -> None:
+    """A version whose vectors are `code`; it is not named yet."""
+    for part in PARTS:
+        source, target = repository / f"toy{part}" / "1", repository / f"toy{part}" / f"{version}"
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    path = repository / "toy_encoder" / f"{version}" / "model.py"
+    path.write_text(path.read_text().replace("ids.sum", code))
+    if tokenizer:
+        (repository / "toy_tokenizer" / f"{version}" / "model.py").write_text(tokenizer)
+
+
+def pin(repository: Path, version: int, name: str = "toy") -> None:
+    """Names the version that is to be live, in a file that is replaced whole."""
+    path = repository / name / "config.pbtxt"
+    words = path.read_text().split("model_version: ")
+    text = "".join(
+        [words[0], *(f"model_version: {version}\n" + w.split("\n", 1)[1] for w in words[1:])]
+    )
+    draft = path.with_name(".draft")
+    draft.write_text(text)
+    draft.replace(path)
 
 
 @pytest.fixture

@@ -17,31 +17,7 @@ import pytest
 from arrowhead_server import rollout
 from arrowhead_server.supervisor import Server, running_server
 
-
-def second(repository: Path, code: str = "2 * ids.sum") -> None:
-    """Writes version 2, whose vectors are twice as long, without naming it."""
-    for part in ("toy", "toy_tokenizer", "toy_encoder"):
-        shutil.copytree(repository / part / "1", repository / part / "2")
-    path = repository / "toy_encoder" / "2" / "model.py"
-    path.write_text(path.read_text().replace("ids.sum", code))
-
-
-def third(repository: Path) -> None:
-    """Writes version 3, whose vectors are three times as long, without naming it."""
-    for part in ("toy", "toy_tokenizer", "toy_encoder"):
-        shutil.copytree(repository / part / "1", repository / part / "3")
-    path = repository / "toy_encoder" / "3" / "model.py"
-    path.write_text(path.read_text().replace("ids.sum", "3 * ids.sum"))
-
-
-def pin(repository: Path, version: int) -> None:
-    path = repository / "toy" / "config.pbtxt"
-    text = path.read_text()
-    for old in ("-1", "1", "2", "3"):
-        text = text.replace(f"model_version: {old}\n", f"model_version: {version}\n")
-    draft = path.with_name(".draft")
-    draft.write_text(text)
-    draft.replace(path)
+from .conftest import pin, write_version
 
 
 @pytest.fixture
@@ -62,7 +38,7 @@ def value(server: Server, tools: Any, text: str = "a") -> Any:
 
 
 def test_it_goes_to_a_version_and_back(repository: Path, server: Server, tools: Any) -> None:
-    second(repository)
+    write_version(repository, 2, "2 * ids.sum")
     assert value(server, tools) == 97
     pin(repository, 2)
     tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
@@ -84,7 +60,7 @@ def test_a_version_that_does_not_work_is_refused(
     code: str,
     cause: str,
 ) -> None:
-    second(repository, code)
+    write_version(repository, 2, code)
     pin(repository, 2)
     tools.wait_until(lambda: "toy version 2 is refused" in caplog.text, "the refusal")
     lines = [line for line in caplog.text.splitlines() if "is refused" in line]
@@ -109,7 +85,7 @@ def test_a_repository_that_cannot_be_read_changes_nothing(
     tools.wait_until(lambda: "'toy' is not followed" in caplog.text, "the complaint")
     assert value(server, tools) == 97
     config.write_text(text)
-    second(repository)
+    write_version(repository, 2, "2 * ids.sum")
     pin(repository, 2)
     tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
     assert caplog.text.count("is not followed") == 1
@@ -145,7 +121,7 @@ def test_touched_files_do_not_load_the_live_version_again(repository: Path, tool
         (warmup / "ids").write_bytes(b"1")
         os.utime(repository / "toy_encoder" / "1" / "model.py")
         # Triton has looked since: what came later is served.
-        second(repository)
+        write_version(repository, 2, "2 * ids.sum")
         pin(repository, 2)
         tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
         after = server.stub_pids()
@@ -157,7 +133,7 @@ def test_a_file_dated_tomorrow_hides_nothing(repository: Path, tools: Any) -> No
     tomorrow = time.time() + 86_400
     os.utime(repository / "toy_encoder" / "1" / "weights.parquet", (tomorrow, tomorrow))
     with running_server(repository) as server:
-        second(repository)
+        write_version(repository, 2, "2 * ids.sum")
         pin(repository, 2)
         tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
 
@@ -171,13 +147,13 @@ def test_a_version_that_hangs_is_ended_and_the_next_goes_live(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(rollout, "LOAD_TIMEOUT_S", 3.0)
-        second(repository)
+        write_version(repository, 2, "2 * ids.sum")
         path = repository / "toy_encoder" / "2" / "model.py"
         path.write_text(path.read_text().replace("pass", "time.sleep(1000)", 1))
         pin(repository, 2)
         tools.wait_until(lambda: "toy version 2 is refused" in caplog.text, "the refusal")
         assert value(server, tools) == 97
-    third(repository)
+    write_version(repository, 3, "3 * ids.sum")
     pin(repository, 3)
     tools.wait_until(lambda: value(server, tools) == 3 * 97, "version 3")
     assert server.restarts == []
@@ -192,7 +168,7 @@ def test_a_broken_neighbour_holds_nobody_up(
         config.write_text(config.read_text().replace('"toy', '"bad'))
     (repository / "bad_encoder" / "1" / "weights.parquet").unlink()
     tools.wait_until(lambda: "'bad' is not followed: model 'bad' has no" in caplog.text, "a word")
-    second(repository)
+    write_version(repository, 2, "2 * ids.sum")
     pin(repository, 2)
     tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
 
@@ -201,7 +177,7 @@ def test_a_crash_comes_back_with_what_was_live(
     repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And not with what the repository has named since, which nobody has proved."""
-    second(repository, "no such name +")
+    write_version(repository, 2, "no such name +")
     pin(repository, 2)
     os.kill(server.pid, signal.SIGKILL)
     tools.wait_until(lambda: server.restarts, "a restart")
@@ -213,7 +189,7 @@ def test_a_crash_comes_back_with_what_was_live(
 def test_an_ensemble_that_triton_does_not_take_up_turns_back(
     repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    second(repository)
+    write_version(repository, 2, "2 * ids.sum")
     config = repository / "toy" / "config.pbtxt"
     good = config.read_text()
     config.write_text(good + "\nno_such_field: 1\n")
@@ -231,44 +207,9 @@ def test_an_ensemble_that_triton_does_not_take_up_turns_back(
     assert server.restarts == []
 
 
-def test_other_files_under_a_number_that_was_served_empty_the_cache(
-    repository: Path, server: Server, tools: Any
-) -> None:
-    second(repository)
-    pin(repository, 2)
-    tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
-    pin(repository, 1)
-    tools.wait_until(lambda: value(server, tools) == 97, "version 1")
-    gone = "/v2/models/toy_encoder/versions/2/ready"
-    tools.wait_until(
-        lambda: tools.ask(server.address.http_port, "GET", gone)[0] != 200, "the withdrawal"
-    )
-    for part in ("toy", "toy_tokenizer", "toy_encoder"):
-        shutil.rmtree(repository / part / "2")
-    second(repository, "5 * ids.sum")
-    pin(repository, 2)
-    tools.wait_until(lambda: len(server.restarts) == 1, "the restart")
-    assert "not what bore that number before" in server.restarts[0].reason
-    tools.wait_until(lambda: value(server, tools) == 5 * 97, "the new version 2, cached texts too")
-
-
-def test_a_config_that_is_no_utf8_stops_nobody(
-    repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = repository / "toy" / "config.pbtxt"
-    good = config.read_bytes()
-    config.write_bytes(good + b"# caf\xe9\n")
-    tools.wait_until(lambda: "'toy' is not followed" in caplog.text, "the complaint")
-    assert value(server, tools) == 97
-    config.write_bytes(good)
-    second(repository)
-    pin(repository, 2)
-    tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
-
-
 def test_after_a_crash_a_rollback_helps(repository: Path, server: Server, tools: Any) -> None:
     """What served does not load any more, and the repository has gone back meanwhile."""
-    second(repository)
+    write_version(repository, 2, "2 * ids.sum")
     pin(repository, 2)
     tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
     (repository / "toy_encoder" / "2" / "model.py").write_text("no such thing")
@@ -280,7 +221,7 @@ def test_after_a_crash_a_rollback_helps(repository: Path, server: Server, tools:
 
 def test_what_is_being_removed_is_no_model(repository: Path, server: Server, tools: Any) -> None:
     shutil.copytree(repository / "toy", repository / ".removed-toy")
-    second(repository)
+    write_version(repository, 2, "2 * ids.sum")
     pin(repository, 2)
     tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
     assert {model.name for model in server.models} == {"toy"}

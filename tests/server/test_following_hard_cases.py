@@ -21,29 +21,7 @@ from arrowhead_server.repository import EmbeddingModel, read_repository
 from arrowhead_server.rollout import Rollout, State
 from arrowhead_server.supervisor import Server, running_server
 
-PARTS = ("", "_tokenizer", "_encoder")
-
-
-def write(repository: Path, version: int, code: str, tokenizer: str = "") -> None:
-    """A version whose vectors are `code`; it is not named yet."""
-    for part in PARTS:
-        source, target = repository / f"toy{part}" / "1", repository / f"toy{part}" / f"{version}"
-        shutil.copytree(source, target, dirs_exist_ok=True)
-    path = repository / "toy_encoder" / f"{version}" / "model.py"
-    path.write_text(path.read_text().replace("ids.sum", code))
-    if tokenizer:
-        (repository / "toy_tokenizer" / f"{version}" / "model.py").write_text(tokenizer)
-
-
-def pin(repository: Path, version: int, name: str = "toy") -> None:
-    path = repository / name / "config.pbtxt"
-    words = path.read_text().split("model_version: ")
-    text = "".join(
-        [words[0], *(f"model_version: {version}\n" + w.split("\n", 1)[1] for w in words[1:])]
-    )
-    draft = path.with_name(".draft")
-    draft.write_text(text)
-    draft.replace(path)
+from .conftest import PARTS, pin, write_version
 
 
 def add(repository: Path, name: str, code: str = "ids.sum") -> None:
@@ -98,7 +76,7 @@ def value(server: Server, tools: Any, text: str = "a", model: str = "toy") -> An
 def test_a_number_used_again_gives_no_cached_vector_of_the_old_files(
     repository: Path, server: Server, tools: Any
 ) -> None:
-    write(repository, 2, "2 * ids.sum")
+    write_version(repository, 2, "2 * ids.sum")
     pin(repository, 2)
     tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
     pin(repository, 1)
@@ -107,10 +85,12 @@ def test_a_number_used_again_gives_no_cached_vector_of_the_old_files(
     tools.wait_until(lambda: status(server, tools, path) != 200, "its end")
     for part in PARTS:
         shutil.rmtree(repository / f"toy{part}" / "2")
-    write(repository, 2, "3 * ids.sum")
+    write_version(repository, 2, "3 * ids.sum")
     pin(repository, 2)
     tools.wait_until(lambda: value(server, tools, "b") == 3 * 98, "the other version 2")
     assert value(server, tools) == 3 * 97
+    assert len(server.restarts) == 1
+    assert "not what bore that number before" in server.restarts[0].reason
 
 
 def test_a_name_used_again_gives_no_cached_vector_of_the_old_model(
@@ -146,7 +126,7 @@ def test_a_name_used_again_before_the_old_parts_are_withdrawn(
 def test_files_replaced_under_a_live_version_are_not_served_but_told_of(
     repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write(repository, 2, "3 * ids.sum")
+    write_version(repository, 2, "3 * ids.sum")
     path = repository / "toy_encoder" / "1" / "model.py"
     path.write_text(path.read_text().replace("ids.sum", "2 * ids.sum"))
     tools.wait_until(lambda: "version 1 were replaced" in caplog.text, "the complaint")
@@ -183,7 +163,7 @@ def test_the_last_model_is_served_on_and_another_of_its_name_from_the_next_start
 def test_a_version_broken_in_both_parts_goes_live_once_both_are_mended(
     repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write(repository, 2, "no such name +", tokenizer="no such name")
+    write_version(repository, 2, "no such name +", tokenizer="no such name")
     pin(repository, 2)
     tools.wait_until(lambda: "version 2 is refused" in caplog.text, "the refusal")
     path = "toy_tokenizer/versions/2"
@@ -191,7 +171,7 @@ def test_a_version_broken_in_both_parts_goes_live_once_both_are_mended(
         lambda: caplog.text.count("failed to load") > 1 or status(server, tools, path) != 200,
         "both complaints",
     )
-    write(repository, 2, "2 * ids.sum")
+    write_version(repository, 2, "2 * ids.sum")
     tools.wait_until(lambda: value(server, tools) == 2 * 97, "the mended version")
     assert caplog.text.count("is refused") <= 2
 
@@ -203,9 +183,10 @@ def test_a_configuration_that_is_no_text_changes_nothing(
     raw = config.read_bytes()
     config.write_bytes(raw + b"# na\xefve\n")
     tools.wait_until(lambda: "cannot be read" in caplog.text, "the complaint")
+    assert "'toy' is not followed" in caplog.text
     assert value(server, tools) == 97
     config.write_bytes(raw)
-    write(repository, 2, "2 * ids.sum")
+    write_version(repository, 2, "2 * ids.sum")
     pin(repository, 2)
     tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
 
@@ -235,7 +216,7 @@ def test_what_went_away_since_the_look_is_not_shown(
     assert rollout.state == State.of([one])
     folder = tmp_path / "shown"
     assert {path.name for path in (folder / "toy_encoder").iterdir() if path.is_dir()} == {"1"}
-    write(repository, 2, "2 * ids.sum")
+    write_version(repository, 2, "2 * ids.sum")
     rollout.apply(State(frozenset({("toy", 1), ("toy", 2)}), {"toy": one}))
     assert rollout.state.pairs == {("toy", 1), ("toy", 2)}
     (repository / "toy" / "config.pbtxt").unlink()
@@ -246,7 +227,7 @@ def test_what_went_away_since_the_look_is_not_shown(
 def test_a_new_version_that_takes_triton_down_is_refused(
     repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write(repository, 2, "2 * ids.sum")
+    write_version(repository, 2, "2 * ids.sum")
     path = repository / "toy_encoder" / "2" / "model.py"
     # The very tritonserver that started it, and nobody whom it may have been handed to since.
     path.write_text(
@@ -268,7 +249,7 @@ def test_an_old_version_may_be_removed_at_once(
     repository: Path, server: Server, tools: Any
 ) -> None:
     """While it still serves, or is asked by requests in flight."""
-    write(repository, 2, "2 * ids.sum")
+    write_version(repository, 2, "2 * ids.sum")
     met: list[Any] = []
     over = threading.Event()
 
@@ -296,7 +277,7 @@ def test_an_old_version_may_be_removed_at_once(
 
 
 def test_a_broken_candidate_fails_the_start_with_its_own_way_back(repository: Path) -> None:
-    write(repository, 2, "no such name +")
+    write_version(repository, 2, "no such name +")
     copy = shutil.copytree(repository / "toy", repository / "toy_candidate")
     config = copy / "config.pbtxt"
     config.write_text(config.read_text().replace('name: "toy"', 'name: "toy_candidate"'))
@@ -327,7 +308,7 @@ def test_a_new_model_that_cannot_be_shown_is_refused_alone(
             config.write_text(config.read_text().replace('".odd', '"odd'))
             config.parent.rename(repository / f"odd{rest}")
     tools.wait_until(lambda: "odd version 1 is refused" in caplog.text, "the refusal")
-    write(repository, 2, "2 * ids.sum")
+    write_version(repository, 2, "2 * ids.sum")
     pin(repository, 2)
     tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
     assert status(server, tools, "fine") == 200
