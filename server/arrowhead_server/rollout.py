@@ -356,10 +356,11 @@ class Rollout:
             model = serving[name]
             if pulse.serves(model):
                 del self._turns[name]
-                self._is_live(model)
-                if turn.before is not None:
-                    old, new = turn.before.version, model.version
+                last = self._last.get(name, model)
+                if last != model:  # the one that a refused one gave way to again was never away
+                    old, new = last.version, model.version
                     LOGGER.warning("%s: version %d is live, in place of %d", name, new, old)
+                self._is_live(model)
                 continue
             said = self._heard.get(name, {})
             why = said.pop(model.version, None) or said.pop(0, None)
