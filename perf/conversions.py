@@ -36,7 +36,7 @@ from arrowhead_client.evaluate import score_retrieval, score_sts
 from arrowhead_conversion.convert import Converted, convert
 from arrowhead_conversion.sources import locate
 from arrowhead_conversion.weights import Storage
-from arrowhead_engine.architectures import ARCHITECTURES as NATIVE
+from arrowhead_engine.architectures import WITH_A_FILE
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.tokenizer import Tokenizer
 from arrowhead_engine.weightfile import Compression
@@ -234,7 +234,7 @@ def _likeness(found: Sequence[Likeness]) -> list[str]:
     rows = [
         [
             name,
-            "own" if name in NATIVE else "transformers'",
+            "own" if name in WITH_A_FILE else "transformers'",
             *(f"{by_place[name, pooling].worst_error:.1e}" for pooling in poolings),
             f"{min(by_place[name, pooling].worst_cosine for pooling in poolings):.7f}",
         ]

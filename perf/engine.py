@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from arrowhead_engine import linear
-from arrowhead_engine.compute import DTYPES, choose
+from arrowhead_engine.compute import choose
 from arrowhead_engine.encoder import Encoder
-from arrowhead_engine.packing import Ids
-from arrowhead_engine.spec import ModelSpec
+from arrowhead_engine.spec import Ids, ModelSpec
+from arrowhead_engine.tensors import DTYPES
 from arrowhead_engine.tokenizer import Tokenizer
 from perf.stats import Sample, Vectors, interleaved_ms
 from perf.texts import Texts, of_tokens
@@ -89,8 +89,8 @@ class Engines:
 
         disable_progress_bar()
         compute = choose()
-        self.device = compute.device
-        self.served_dtype = str(compute.dtype).removeprefix("torch.")
+        self.device = torch.device(compute.device)
+        self.served_dtype = compute.dtype
         weights = repository / f"{model}_encoder" / "1" / "weights.parquet"
         self.encoders = {
             dtype: Encoder.open(weights, device=str(self.device), dtype=dtype)

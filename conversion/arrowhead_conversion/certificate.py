@@ -17,7 +17,6 @@ import torch
 from arrowhead_conversion.errors import NotFaithful, UnsupportedSource
 from arrowhead_conversion.pipeline import Described
 from arrowhead_conversion.weights import Storage
-from arrowhead_engine.compute import choose
 from arrowhead_engine.encoder import Encoder, cosine
 from arrowhead_engine.spec import MODEL_KEY, Certificate, ModelSpec, Probe, model_sha256
 from arrowhead_engine.tokenizer import Tokenizer
@@ -110,7 +109,7 @@ def certify(
     gc.collect()  # the source library's modules refer to each other in circles
     file = WeightFile.open(weights)
     digest = file.verify()
-    engine = Encoder(file, spec, choose("cpu", "float32"))
+    engine = Encoder(file, spec, device="cpu", dtype="float32")
     tokens = Tokenizer.parse(tokenizer, spec)([case.ours for case in compared])
     rows = engine.check(tokens.input_ids, tokens.length)
     met = engine.embed(rows)
@@ -132,7 +131,7 @@ def certify(
         )
     del engine
     probes = [rows[i] for i in PROBES]
-    half = Encoder(file, spec, choose("cpu", "bfloat16")).embed(probes)
+    half = Encoder(file, spec, device="cpu", dtype="bfloat16").embed(probes)
     return Certificate(
         worst_cosine=cosines[worst],
         mean_cosine=float(np.mean(cosines)),

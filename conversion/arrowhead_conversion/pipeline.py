@@ -223,7 +223,7 @@ def _pooling(config: dict[str, Any], source: str) -> str:
     if mode is None:
         mode = [name for key, name in LEGACY_POOLING.items() if config.get(key)] or "mean"
     modes = [str(one) for one in (mode if isinstance(mode, list) else [mode])]
-    if not modes or set(modes) - POOLINGS.keys():
+    if not modes or set(modes) - set(POOLINGS):
         raise UnsupportedSource(
             f"{source}: pooling {' + '.join(modes) or 'none'}; known are: {', '.join(POOLINGS)}"
         )

@@ -21,11 +21,11 @@ from safetensors import SafetensorError, safe_open
 from arrowhead_conversion.errors import BadWeights, SourceNotFound
 from arrowhead_conversion.pipeline import Described
 from arrowhead_engine.architectures import Architecture, Config, architecture
-from arrowhead_engine.compute import DTYPES
 from arrowhead_engine.encoder import tensor_faults
 from arrowhead_engine.general import GeneralConfig
-from arrowhead_engine.layers import Shapes
 from arrowhead_engine.pooling import Heads
+from arrowhead_engine.sizes import Shapes
+from arrowhead_engine.tensors import DTYPES
 from arrowhead_engine.weightfile import Tensor
 
 Storage = Literal["float16", "bfloat16", "float32", "int8"]

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks by HuggingFace's `model_type`: those with a file here, else transformers' own."""
+"""The networks by HuggingFace's `model_type`: BERT and its kin, and those that need torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+from arrowhead_engine import bert, distilbert, mpnet
+from arrowhead_engine.sizes import PostNorm, Shapes
 
-from arrowhead_engine import bert, distilbert, general, modernbert, mpnet, nomicbert
-from arrowhead_engine.layers import Shapes
-from arrowhead_engine.packing import Step
-from arrowhead_engine.tensors import Tensors
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from arrowhead_engine.packing import Step
+    from arrowhead_engine.tensors import Tensors
 
 
 class Config(Protocol):
@@ -49,10 +51,11 @@ class Architecture:
     Attributes:
         config: its sizes out of a `config.json`.
         shapes: its tensors.
-        network: built from config, tensors and compute dtype.
         prefix: what some checkpoints put before every name (of the general path, its
             configuration knows).
         dropped: beginnings of names that are no part of a sentence embedding.
+        network: built in torch from config, tensors and compute dtype.
+        plan: of BERT and its kin, what there is to compute.
     """
 
     config: Callable[[dict[str, Any]], Any]
@@ -60,56 +63,50 @@ class Architecture:
     network: Callable[[Any, Tensors, torch.dtype], Network]
     prefix: str
     dropped: tuple[str, ...]
+    plan: Callable[[Any], PostNorm] | None = None
 
 
 HEADS = ("pooler.", "lm_head.", "cls.", "embeddings.position_ids")  # of other tasks
-_ROBERTA = Architecture(
-    bert.RobertaConfig.from_dict, bert.shapes, bert.Bert, prefix="roberta.", dropped=HEADS
-)
-ARCHITECTURES = {
-    "bert": Architecture(
-        bert.BertConfig.from_dict, bert.shapes, bert.Bert, prefix="bert.", dropped=HEADS
-    ),
+
+
+def _post_norm(
+    config: Callable[[dict[str, Any]], Any],
+    shapes: Callable[[Any], Shapes],
+    plan: Callable[[Any], PostNorm],
+    *,
+    prefix: str,
+    dropped: tuple[str, ...] = HEADS,
+) -> Architecture:
+    def network(config: Any, tensors: Tensors, dtype: torch.dtype) -> Network:
+        from arrowhead_engine.postnorm import PostNormNetwork  # imports torch
+
+        return PostNormNetwork(plan(config), config.most_tokens, tensors, dtype)
+
+    return Architecture(config, shapes, network, prefix, dropped, plan)
+
+
+_ROBERTA = _post_norm(bert.RobertaConfig.from_dict, bert.shapes, bert.plan, prefix="roberta.")
+POST_NORM = {
+    "bert": _post_norm(bert.BertConfig.from_dict, bert.shapes, bert.plan, prefix="bert."),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "distilbert": Architecture(
+    "distilbert": _post_norm(
         distilbert.DistilBertConfig.from_dict,
         distilbert.shapes,
-        distilbert.DistilBert,
+        distilbert.plan,
         prefix="distilbert.",
         dropped=("vocab_",),
     ),
-    "mpnet": Architecture(
-        mpnet.MPNetConfig.from_dict, mpnet.shapes, mpnet.MPNet, prefix="mpnet.", dropped=HEADS
-    ),
-    "modernbert": Architecture(
-        modernbert.ModernBertConfig.from_dict,
-        modernbert.shapes,
-        modernbert.ModernBert,
-        prefix="model.",
-        dropped=("head.", "decoder."),
-    ),
-    "nomic_bert": Architecture(
-        nomicbert.NomicBertConfig.from_dict,
-        nomicbert.shapes,
-        nomicbert.NomicBert,
-        prefix="nomic_bert.",
-        dropped=HEADS,
-    ),
+    "mpnet": _post_norm(mpnet.MPNetConfig.from_dict, mpnet.shapes, mpnet.plan, prefix="mpnet."),
 }
-
-
-# Everything else. `config` raises UnsupportedModel for what transformers does not know either.
-GENERAL = Architecture(
-    general.GeneralConfig,
-    lambda config: config.shapes,
-    general.General,
-    prefix="",
-    dropped=(*HEADS, "decoder.", "classifier.", "score."),
-)
+WITH_A_FILE = (*POST_NORM, "modernbert", "nomic_bert")
 
 
 def architecture(name: str) -> Architecture:
     """The network of that name: with a file here, or through transformers."""
-    return ARCHITECTURES.get(name, GENERAL)
+    if name in POST_NORM:
+        return POST_NORM[name]
+    from arrowhead_engine import networks  # imports torch, which the others can do without
+
+    return networks.ON_TORCH.get(name, networks.GENERAL)

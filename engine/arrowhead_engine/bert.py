@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BERT (Devlin et al. 2018, arXiv:1810.04805), on packed tokens. Read downward.
+"""BERT (Devlin et al. 2018, arXiv:1810.04805): sizes, tensors and plan.
 
 Same computation as HuggingFace's `transformers/models/bert/modeling_bert.py`, without the pooler,
 in inference only. Weight names are the checkpoint's own. RoBERTa (Liu et al. 2019,
 arXiv:1907.11692) and XLM-RoBERTa are the same network whose positions begin after the pad id.
-
-Letters: T packed tokens, D width.
 """
 
 from __future__ import annotations
@@ -13,23 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from arrowhead_engine.sizes import EncoderSizes, PostNorm, Shapes, merged
 
-from arrowhead_engine.layers import (
-    EncoderSizes,
-    Shapes,
-    merged,
-    norm,
-    norm_shapes,
-    padding_masks,
-    post_norm_layers,
-    post_norm_shapes,
-)
-from arrowhead_engine.packing import Step
-from arrowhead_engine.tensors import Tensors
-
-LAYER = "encoder.layer.{}."
 NAMES = {
     "query": "attention.self.query",
     "key": "attention.self.key",
@@ -86,48 +69,31 @@ class RobertaConfig(BertConfig):
         return self.pad_token_id + 1
 
 
+def plan(config: BertConfig) -> PostNorm:
+    """The network."""
+    return PostNorm(
+        words="embeddings.word_embeddings.weight",
+        positions="embeddings.position_embeddings.weight",
+        first_position=config.first_position,
+        types="embeddings.token_type_embeddings.weight",
+        norm="embeddings.LayerNorm",
+        layer="encoder.layer.{}.",
+        names=NAMES,
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        wide=config.intermediate_size,
+        eps=config.layer_norm_eps,
+    )
+
+
 @merged
 def shapes(config: BertConfig) -> Iterator[Shapes]:
     """Every tensor the network reads, by name, and its shape."""
-    d, wide = config.hidden_size, config.intermediate_size
+    d = config.hidden_size
     yield {
         "embeddings.word_embeddings.weight": (config.vocab_size, d),
         "embeddings.position_embeddings.weight": (config.max_position_embeddings, d),
         "embeddings.token_type_embeddings.weight": (config.type_vocab_size, d),
     }
-    yield norm_shapes("embeddings.LayerNorm", d)
-    for i in range(config.num_hidden_layers):
-        yield post_norm_shapes(LAYER.format(i), NAMES, d, wide)
-
-
-class Bert:
-    """The network: `Step` -> token vectors float32 [T, D]."""
-
-    def __init__(self, config: BertConfig, weight: Tensors, dtype: torch.dtype) -> None:
-        """Takes its tensors from `weight(name)`, converting once what the dtype asks for."""
-        self.words = weight.rows("embeddings.word_embeddings.weight")
-        # Every text is of token type 0, so that row is added to the positions once and for all.
-        self.position_embeddings = (
-            weight("embeddings.position_embeddings.weight")[config.first_position :].float()
-            + weight("embeddings.token_type_embeddings.weight")[0]
-        )
-        eps = config.layer_norm_eps
-        self.norm = norm(weight, "embeddings.LayerNorm", eps)
-        self.layers = post_norm_layers(
-            weight,
-            LAYER,
-            NAMES,
-            count=config.num_hidden_layers,
-            heads=config.num_attention_heads,
-            eps=eps,
-            dtype=dtype,
-        )
-
-    def __call__(self, step: Step) -> Tensor:
-        """The vector of every real token in the step."""
-        words = self.words(step.input_ids)
-        x = self.norm(self.position_embeddings[step.positions] + words)
-        masks = padding_masks(step)
-        for layer in self.layers:
-            x = layer(x, step.groups, masks)
-        return x[: step.real]
+    yield from plan(config).layer_shapes()

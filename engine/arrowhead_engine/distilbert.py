@@ -9,26 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from arrowhead_engine.sizes import PostNorm, Shapes, Sizes, merged
 
-from arrowhead_engine.layers import (
-    Shapes,
-    Sizes,
-    merged,
-    norm,
-    norm_shapes,
-    padding_masks,
-    post_norm_layers,
-    post_norm_shapes,
-)
-from arrowhead_engine.packing import Step
-from arrowhead_engine.tensors import Tensors
-
-EPS = 1e-12  # fixed in the original
-
-
-LAYER = "transformer.layer.{}."
 NAMES = {
     "query": "attention.q_lin",
     "key": "attention.k_lin",
@@ -70,42 +52,29 @@ class DistilBertConfig(Sizes):
         return self.max_position_embeddings
 
 
+def plan(config: DistilBertConfig) -> PostNorm:
+    """The network."""
+    return PostNorm(
+        words="embeddings.word_embeddings.weight",
+        positions="embeddings.position_embeddings.weight",
+        first_position=0,
+        types=None,
+        norm="embeddings.LayerNorm",
+        layer="transformer.layer.{}.",
+        names=NAMES,
+        layers=config.n_layers,
+        width=config.dim,
+        heads=config.n_heads,
+        wide=config.hidden_dim,
+        eps=1e-12,  # fixed in the original
+    )
+
+
 @merged
 def shapes(config: DistilBertConfig) -> Iterator[Shapes]:
     """Every tensor the network reads, by name, and its shape."""
-    d, wide = config.dim, config.hidden_dim
     yield {
-        "embeddings.word_embeddings.weight": (config.vocab_size, d),
-        "embeddings.position_embeddings.weight": (config.max_position_embeddings, d),
+        "embeddings.word_embeddings.weight": (config.vocab_size, config.dim),
+        "embeddings.position_embeddings.weight": (config.max_position_embeddings, config.dim),
     }
-    yield norm_shapes("embeddings.LayerNorm", d)
-    for i in range(config.n_layers):
-        yield post_norm_shapes(LAYER.format(i), NAMES, d, wide)
-
-
-class DistilBert:
-    """The network: `Step` -> token vectors float32 [T, D]."""
-
-    def __init__(self, config: DistilBertConfig, weight: Tensors, dtype: torch.dtype) -> None:
-        """Takes its tensors from `weight(name)`, converting once what the dtype asks for."""
-        self.words = weight.rows("embeddings.word_embeddings.weight")
-        self.position_embeddings = weight("embeddings.position_embeddings.weight").float()
-        self.norm = norm(weight, "embeddings.LayerNorm", EPS)
-        self.layers = post_norm_layers(
-            weight,
-            LAYER,
-            NAMES,
-            count=config.n_layers,
-            heads=config.n_heads,
-            eps=EPS,
-            dtype=dtype,
-        )
-
-    def __call__(self, step: Step) -> Tensor:
-        """The vector of every real token in the step."""
-        words = self.words(step.input_ids)
-        x = self.norm(self.position_embeddings[step.positions] + words)
-        masks = padding_masks(step)
-        for layer in self.layers:
-            x = layer(x, step.groups, masks)
-        return x[: step.real]
+    yield from plan(config).layer_shapes()

@@ -5,47 +5,57 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from arrowhead_engine import native
 from arrowhead_engine.architectures import Config, architecture
-from arrowhead_engine.compute import Compute, choose
+from arrowhead_engine.compute import choose
 from arrowhead_engine.errors import (
     CertificateMismatch,
     InvalidInput,
     UnsupportedModel,
     WeightsMismatch,
 )
-from arrowhead_engine.packing import Ids, Step, pack
 from arrowhead_engine.pooling import Heads, normalize, poolings
-from arrowhead_engine.spec import Certificate, ModelSpec, model_sha256
-from arrowhead_engine.tensors import Tensors
+from arrowhead_engine.spec import Certificate, Ids, ModelSpec, model_sha256
 from arrowhead_engine.weightfile import WeightFile
 
-# Tokens that go through the network at once. More brings no speed on a CPU and costs memory; a GPU
-# wants more to be busy.
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
-
-# Lowest cosine at load between a certified float32 vector and ours, by compute dtype. Right engines
-# reach 0.999999 (float32), 0.99999 (float16) and 0.99993 (bfloat16); a wrong one falls far below.
-PROBE_COSINE = {torch.float32: 0.99999, torch.float16: 0.9999, torch.bfloat16: 0.9998}
+# Lowest cosine at load between a certified vector and ours, by compute dtype. Right engines reach
+# 0.999999 (float32), 0.99999 (float16), 0.99993 (bfloat16) and 0.998 (int8); a wrong one falls far
+# below.
+PROBE_COSINE = {"float32": 0.99999, "float16": 0.9999, "bfloat16": 0.9998, "int8": 0.98}
 PROBE_LENGTH = 0.01  # how far from 1 the ratio of their lengths may be
 
 
+class Engine(Protocol):
+    """What computes: ids to pooled vectors."""
+
+    def __call__(self, ids: Sequence[Ids], skips: Sequence[int] | None) -> npt.NDArray[np.float32]:
+        """The pooled vectors, float32 [B, poolings x D]; `skips` tokens of each do not count."""
+
+
 class Encoder:
-    """A model ready to embed. Not for several threads at once: torch's own threads do the work.
+    """A model ready to embed. Not for several threads at once: the engine's own do the work.
 
     Attributes:
         spec: what the model is.
-        compute: the device and dtype in use.
+        compute: the engine, device and dtype in use.
     """
 
-    def __init__(self, weights: WeightFile, spec: ModelSpec, compute: Compute) -> None:
+    def __init__(
+        self,
+        weights: WeightFile,
+        spec: ModelSpec,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        engine: str = "auto",
+    ) -> None:
         kind = architecture(spec.architecture)
-        self._poolings = poolings(spec.pooling)
+        modes = poolings(spec.pooling)
         config: Config = kind.config(spec.config)
         if spec.max_seq_length > config.most_tokens:
             raise UnsupportedModel(
@@ -58,35 +68,49 @@ class Encoder:
         met = {name: tensor.shape for name, tensor in weights.tensors.items()}
         if faults := tensor_faults(met, {**kind.shapes(config), **heads.shapes()}):
             raise WeightsMismatch(f"{weights.path}: {faults}")
+        plan = kind.plan(config) if kind.plan else None
+        plain = plan is not None and native.knows(plan)
         self.spec = spec
-        self.compute = compute
+        self.compute = choose(device, dtype, engine, plain=plain)
         self._weights = weights
         self._vocab_size = config.vocab_size
-        with torch.inference_mode():
-            tensors = Tensors(weights, compute.device)
-            self._network = kind.network(config, tensors, compute.dtype)
-            self._heads = heads.load(tensors)
-        self._token_budget = TOKEN_BUDGET[compute.device.type]
+        self._heads = heads.load(lambda name: native.float32(weights, name))
+        self._engine: Engine
+        if self.compute.engine == "native" and plan is not None:
+            self._engine = native.NativeEngine(
+                weights, plan, spec.max_seq_length, modes, self.compute.dtype
+            )
+        else:
+            from arrowhead_engine.torch_engine import TorchEngine  # a second and 200 MB
+
+            self._engine = TorchEngine(weights, kind, config, modes, self.compute)
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto"
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        engine: str = "auto",
     ) -> Encoder:
         """Maps a weight file and builds its network; `verify` proves it.
 
         Args:
             path: a weight file (docs/format.md).
             device: "auto", "cpu", "cuda" or "cuda:N" (compute.py).
-            dtype: "auto", "float32", "bfloat16" or "float16".
+            dtype: "auto", "float32", "bfloat16", "float16" or "int8".
+            engine: "auto", "native" or "torch".
 
         Raises:
             FileNotFoundError: no such file.
             WeightFileError: the file is not sound.
-            UnsupportedModel: the engine does not know the model, device or dtype.
+            UnsupportedModel: what the file or the caller asks for is not known, or not here.
             WeightsMismatch: the tensors are not the model's.
         """
         weights = WeightFile.open(path)
-        return cls(weights, ModelSpec.from_metadata(weights.metadata), choose(device, dtype))
+        spec = ModelSpec.from_metadata(weights.metadata)
+        return cls(weights, spec, device=device, dtype=dtype, engine=engine)
 
     def verify(self) -> None:
         """Proves that the file is as it was written and that this machine computes it right.
@@ -109,7 +133,7 @@ class Encoder:
                 f"{self._weights.path}: not the certified pooling and limits; convert it again"
             )
         least = PROBE_COSINE[self.compute.dtype]
-        if self.compute.dtype != torch.float32:  # a deep model loses more; allow twice its loss
+        if self.compute.dtype in ("bfloat16", "float16"):  # a deep model loses more: twice its loss
             least = min(least, 1 - 2 * (1 - certificate.bfloat16_cosine))
         for probe in certificate.probes:
             if probe.embedding.shape != (self.spec.dimension,):
@@ -162,27 +186,24 @@ class Encoder:
     def embed(self, ids: Sequence[Ids]) -> npt.NDArray[np.float32]:
         """The embeddings, float32 [B, D], of texts given as int32 ids without padding.
 
-        Exactly what the model's own pipeline gives for each text alone: neither the neighbours nor
-        the order matter beyond rounding. The ids must have passed `check`.
+        What the model's own pipeline gives for each text alone: neither the neighbours nor the
+        order matter beyond rounding, in the native engine not at all. The ids must have passed
+        `check`.
         """
-        out = np.empty((len(ids), self.spec.dimension), np.float32)
-        with torch.inference_mode():
-            for step in pack(ids, self.compute.device, self._token_budget):
-                vectors = self._heads(self._pool(self._network(step), step, ids))
-                if self.spec.normalize:
-                    vectors = normalize(vectors)
-                out[step.order] = vectors.cpu().numpy()
-        return out
-
-    def _pool(self, tokens: Tensor, step: Step, ids: Sequence[Ids]) -> Tensor:
-        """Token vectors [T, D] -> one vector a text, [B, D x poolings]."""
-        lengths, first = step.lengths, torch.zeros_like(step.lengths)
+        if not len(ids):
+            return np.empty((0, self.spec.dimension), np.float32)
+        # Equal texts of a batch are computed once.
+        places: dict[bytes, int] = {}
+        place = [places.setdefault(row.tobytes(), len(places)) for row in ids]
+        if len(places) < len(ids):
+            ids = [np.frombuffer(row, np.int32) for row in places]
+        skips = None
         if self.spec.excluded_prompts:
-            skips = [self._prompt_tokens(ids[i]) for i in step.order]
-            first = torch.tensor(skips, device=lengths.device)
-            tokens = tokens[step.positions[: step.real] >= first.repeat_interleave(lengths)]
-            lengths = lengths - first
-        return torch.cat([pool(tokens, lengths, first) for pool in self._poolings], dim=1)
+            skips = [self._prompt_tokens(row) for row in ids]
+        vectors = self._heads(self._engine(ids, skips))
+        if self.spec.normalize:
+            vectors = normalize(vectors)
+        return vectors[place] if len(places) < len(place) else vectors
 
     def _prompt_tokens(self, row: Ids) -> int:
         """How many tokens of a text are those of a prompt that does not count; never all."""

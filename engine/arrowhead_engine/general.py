@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from arrowhead_engine.errors import UnsupportedModel
-from arrowhead_engine.layers import Shapes
 from arrowhead_engine.packing import Step
+from arrowhead_engine.sizes import Shapes
 from arrowhead_engine.tensors import Tensors
 
 NO_LIMIT = 1 << 20  # tokens, of networks without a table of positions

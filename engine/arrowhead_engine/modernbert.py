@@ -16,21 +16,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from arrowhead_engine.errors import UnsupportedModel
-from arrowhead_engine.layers import (
-    EncoderSizes,
-    Norm,
-    Rotary,
-    Shapes,
-    attention,
-    linear,
-    linear_shapes,
-    merged,
-    norm,
-    norm_shapes,
-    padding_masks,
-)
+from arrowhead_engine.layers import Norm, Rotary, attention, linear, norm, padding_masks
 from arrowhead_engine.linear import Linear
 from arrowhead_engine.packing import Group, Step
+from arrowhead_engine.sizes import EncoderSizes, Shapes, linear_shapes, merged, norm_shapes
 from arrowhead_engine.tensors import Tensors
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"

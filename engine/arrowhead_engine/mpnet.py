@@ -11,27 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from arrowhead_engine.layers import (
-    EncoderSizes,
-    Shapes,
-    merged,
-    norm,
-    norm_shapes,
-    post_norm_layers,
-    post_norm_shapes,
-)
-from arrowhead_engine.packing import Group, Step
-from arrowhead_engine.tensors import Tensors
+from arrowhead_engine.sizes import EncoderSizes, PostNorm, Shapes, merged
 
 FIRST_POSITION = 2  # after the pad id, which is 1 in every MPNet
 MAX_DISTANCE = 128  # tokens; beyond it all distances share the last bucket
-
-
-LAYER = "encoder.layer.{}."
 NAMES = {
     "query": "attention.attn.q",
     "key": "attention.attn.k",
@@ -64,10 +52,29 @@ class MPNetConfig(EncoderSizes):
         return self.max_position_embeddings - FIRST_POSITION
 
 
+def plan(config: MPNetConfig) -> PostNorm:
+    """The network."""
+    return PostNorm(
+        words="embeddings.word_embeddings.weight",
+        positions="embeddings.position_embeddings.weight",
+        first_position=FIRST_POSITION,
+        types=None,
+        norm="embeddings.LayerNorm",
+        layer="encoder.layer.{}.",
+        names=NAMES,
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        wide=config.intermediate_size,
+        eps=config.layer_norm_eps,
+        distances=("encoder.relative_attention_bias.weight", distances),
+    )
+
+
 @merged
 def shapes(config: MPNetConfig) -> Iterator[Shapes]:
     """Every tensor the network reads, by name, and its shape."""
-    d, wide = config.hidden_size, config.intermediate_size
+    d = config.hidden_size
     yield {
         "embeddings.word_embeddings.weight": (config.vocab_size, d),
         "embeddings.position_embeddings.weight": (config.max_position_embeddings, d),
@@ -76,62 +83,22 @@ def shapes(config: MPNetConfig) -> Iterator[Shapes]:
             config.num_attention_heads,
         ),
     }
-    yield norm_shapes("embeddings.LayerNorm", d)
-    for i in range(config.num_hidden_layers):
-        yield post_norm_shapes(LAYER.format(i), NAMES, d, wide)
+    yield from plan(config).layer_shapes()
 
 
-def buckets(length: int, count: int = 32) -> Tensor:
-    """T5's bucket of each pair of places: int64 [S, S], rows look at columns.
+def distances(table: npt.NDArray[Any], length: int) -> npt.NDArray[np.float32]:
+    """A table [buckets, H] -> float32 [H, 2 S - 1], by key's minus query's place plus S - 1.
 
-    Half of the buckets are for what comes before, half for what comes after; in each half the near
-    distances have a bucket of their own and the far ones share in steps that grow.
+    T5's buckets: half of them are for what comes before, half for what comes after; in each half
+    the near distances have a bucket of their own and the far ones share in steps that grow.
     """
-    places = torch.arange(length)
-    distance = places[:, None] - places[None, :]
-    half = count // 2
-    after = (distance < 0).long() * half
-    distance = distance.abs()
+    ahead = np.arange(1 - length, length)
+    half = len(table) // 2
     exact = half // 2
-    growing = torch.log(distance.float() / exact) / math.log(MAX_DISTANCE / exact)
-    far = (exact + (growing * (half - exact)).long()).clamp(max=half - 1)
-    return after + torch.where(distance < exact, distance, far)
-
-
-class MPNet:
-    """The network: `Step` -> token vectors float32 [T, D]."""
-
-    def __init__(self, config: MPNetConfig, weight: Tensors, dtype: torch.dtype) -> None:
-        """Takes its tensors from `weight(name)`, converting once what the dtype asks for."""
-        self.words = weight.rows("embeddings.word_embeddings.weight")
-        positions = weight("embeddings.position_embeddings.weight")
-        self.position_embeddings = positions[FIRST_POSITION:].float()
-        # [H, S, S] for the longest text; shorter ones use its corner.
-        bias = weight("encoder.relative_attention_bias.weight")
-        self.bias = bias[buckets(config.most_tokens).to(bias.device)].permute(2, 0, 1).to(dtype)
-        eps = config.layer_norm_eps
-        self.norm = norm(weight, "embeddings.LayerNorm", eps)
-        self.layers = post_norm_layers(
-            weight,
-            LAYER,
-            NAMES,
-            count=config.num_hidden_layers,
-            heads=config.num_attention_heads,
-            eps=eps,
-            dtype=dtype,
-        )
-
-    def __call__(self, step: Step) -> Tensor:
-        """The vector of every real token in the step."""
-        words = self.words(step.input_ids)
-        x = self.norm(self.position_embeddings[step.positions] + words)
-        masks = [self._mask(group) for group in step.groups]
-        for layer in self.layers:
-            x = layer(x, step.groups, masks)
-        return x[: step.real]
-
-    def _mask(self, group: Group) -> Tensor:
-        bias = self.bias[:, : group.length, : group.length]  # [H, S, S]
-        if group.mask is None:
-            return bias[None]
-        return torch.where(group.mask, bias[None], float("-inf"))  # [B, H, S, S]
+    distance = np.abs(ahead)
+    # In float32, as the original: a distance on the edge between two buckets must fall as there.
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+    growing = ratio / np.float32(math.log(MAX_DISTANCE / exact)) * np.float32(half - exact)
+    far = np.minimum(exact + growing.astype(np.int64), half - 1)
+    buckets = (ahead > 0) * half + np.where(distance < exact, distance, far)
+    return np.ascontiguousarray(table[buckets].T, np.float32)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Ids = npt.NDArray[np.int32]
+from arrowhead_engine.spec import Ids
 
 # A group may be padded to this many times its real tokens before a new one is opened, since a
 # further group costs a kernel launch per layer; tiny ones are always worth merging.

@@ -1,80 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token vectors -> one vector per text, in float32: pooling, then the model's dense heads.
+"""What follows the network: the names of poolings, a model's dense heads, normalising. In float32.
 
-Same as `sentence_transformers.models.Pooling` and `.Dense`, on packed tokens. Each pooling takes
-
-- the token vectors float32 [T, D] that count,
-- how many of them belong to each text, int64 [B], the texts lying end to end,
-- the place in its text of each text's first token that counts, int64 [B]: 0, or the length of a
-  prompt that is left out,
-
-and gives [B, D].
+Same as `sentence_transformers.models.Pooling` and `.Dense`. Imports no torch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from arrowhead_engine.errors import UnsupportedModel
-from arrowhead_engine.layers import Shapes, linear_shapes
+from arrowhead_engine.sizes import Shapes, linear_shapes
 from arrowhead_engine.spec import positive_int
-from arrowhead_engine.tensors import Tensors
 
-Pooling = Callable[[Tensor, Tensor, Tensor], Tensor]
+Vectors = npt.NDArray[np.float32]
 
-
-def mean(tokens: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
-    """The mean of a text's token vectors, special tokens included."""
-    return torch.segment_reduce(tokens, "mean", lengths=lengths, unsafe=True)
+# By sentence-transformers' names, in the order by which the kernels number them.
+POOLINGS = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
-def cls(tokens: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
-    """The vector of a text's first token."""
-    return tokens.index_select(0, lengths.cumsum(0) - lengths)
-
-
-def mean_sqrt_len(tokens: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
-    """The sum of a text's token vectors over the square root of their number."""
-    return mean(tokens, lengths, first) * lengths.sqrt()[:, None]
-
-
-def weighted_mean(tokens: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
-    """The mean of a text's token vectors, each weighing its place in the text, counted from 1."""
-    starts = lengths.cumsum(0) - lengths - first
-    weights = torch.arange(1, len(tokens) + 1, device=tokens.device)
-    weights = weights - starts.repeat_interleave(lengths)
-    total = mean(tokens * weights[:, None], lengths, first) * lengths[:, None]
-    return total / (lengths * (2 * first + lengths + 1) / 2)[:, None]
-
-
-def maximum(tokens: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
-    """The largest value of each component over a text's tokens."""
-    return torch.segment_reduce(tokens, "max", lengths=lengths, unsafe=True)
-
-
-def last(tokens: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
-    """The vector of a text's last token."""
-    return tokens.index_select(0, lengths.cumsum(0) - 1)
-
-
-# By sentence-transformers' names.
-POOLINGS: dict[str, Pooling] = {
-    "mean": mean,
-    "cls": cls,
-    "max": maximum,
-    "mean_sqrt_len_tokens": mean_sqrt_len,
-    "weightedmean": weighted_mean,
-    "lasttoken": last,
-}
-
-
-def poolings(name: str) -> list[Pooling]:
+def poolings(name: str) -> list[str]:
     """The poolings in a spec's `pooling`: one, or several joined by "+", side by side in D.
 
     Raises:
@@ -86,22 +36,32 @@ def poolings(name: str) -> list[Pooling]:
             f"pooling {unknown[0]!r}; this engine knows {', '.join(POOLINGS)}, and several of them "
             "joined by '+'"
         )
-    return [POOLINGS[mode] for mode in modes]
+    return modes
 
 
-def normalize(vectors: Tensor) -> Tensor:
+def normalize(vectors: Vectors) -> Vectors:
     """Scales each row of [B, D] to length 1 (a zero row stays zero)."""
-    return F.normalize(vectors, dim=-1)
+    lengths = np.sqrt(np.einsum("bd,bd->b", vectors, vectors))
+    scaled: Vectors = vectors / np.maximum(lengths, np.float32(1e-12))[:, None]
+    return scaled
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float32])
+
+
+def _sigmoid(x: Vectors) -> Vectors:
+    y: Vectors = (1 + np.tanh(x / 2)) / 2  # 1 / (1 + e^-x) would overflow on its way
+    return y
 
 
 # By the names of torch.nn's classes, which sentence-transformers writes down.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Vectors], Vectors]] = {
     "Identity": lambda x: x,
-    "Tanh": torch.tanh,
-    "ReLU": F.relu,
-    "GELU": F.gelu,
-    "SiLU": F.silu,
-    "Sigmoid": torch.sigmoid,
+    "Tanh": np.tanh,
+    "ReLU": lambda x: np.maximum(x, 0),
+    "GELU": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
+    "SiLU": lambda x: x * _sigmoid(x),
+    "Sigmoid": _sigmoid,
 }
 
 
@@ -133,9 +93,10 @@ class Dense:
                 f"{', '.join(ACTIVATIONS)}"
             )
 
-    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(self, x: Vectors, weight: Vectors, bias: Vectors | None) -> Vectors:
         """[B, in_features] -> [B, out_features]."""
-        return ACTIVATIONS[self.activation](F.linear(x, weight, bias))
+        y = x @ weight.T
+        return ACTIVATIONS[self.activation](y if bias is None else y + bias)
 
 
 class Heads:
@@ -175,18 +136,14 @@ class Heads:
             table |= linear_shapes(name, layer.out_features, layer.in_features, bias=layer.bias)
         return table
 
-    def load(self, weight: Tensors) -> Callable[[Tensor], Tensor]:
-        """The heads over their tensors: [B, D] -> [B, width]."""
+    def load(self, weight: Callable[[str], Vectors]) -> Callable[[Vectors], Vectors]:
+        """The heads over their tensors, float32: [B, D] -> [B, width]."""
         parts = [
-            (
-                layer,
-                weight(f"{name}.weight").float(),
-                weight(f"{name}.bias").float() if layer.bias else None,
-            )
+            (layer, weight(f"{name}.weight"), weight(f"{name}.bias") if layer.bias else None)
             for name, layer in self._named()
         ]
 
-        def apply(x: Tensor) -> Tensor:
+        def apply(x: Vectors) -> Vectors:
             for layer, w, b in parts:
                 x = layer(x, w, b)
             return x

@@ -22,6 +22,7 @@ from arrowhead_engine.errors import UnsupportedModel
 MODEL_KEY = "arrowhead.model"
 CERTIFICATE_KEY = "arrowhead.certificate"
 
+Ids = npt.NDArray[np.int32]  # of one text, without padding
 T = TypeVar("T")
 
 

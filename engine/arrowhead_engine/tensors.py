@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from arrowhead_engine.compute import DTYPES
 from arrowhead_engine.weightfile import TensorInfo, WeightFile
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED = {**DTYPES, "int8": torch.int8}
 
 

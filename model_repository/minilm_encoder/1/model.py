@@ -12,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 from arrowhead_engine.compute import instance_device
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.errors import InvalidInput
-from arrowhead_engine.packing import Ids
+from arrowhead_engine.spec import Ids
 
 
 class TritonPythonModel:

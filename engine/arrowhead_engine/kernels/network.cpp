@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0
+// BERT and its kin on packed tokens, for processors with AVX-512 and VNNI: ids in, vectors out.
+//
+// Nothing is padded, and nothing depends on the neighbours: a text's vector comes out the same, bit
+// for bit, alone and in any company. arrowhead_engine/native.py calls the functions at the end.
+#include "linear.hpp"
+#include "team.hpp"
+
+enum Pooling { MEAN, CLS, MAX, MEAN_SQRT_LEN, WEIGHTED_MEAN, LAST };
+
+struct Norm {
+    const float *weight, *bias;
+};
+
+struct Layer {
+    Linear *qkv, *mixed, *up, *down;
+    Norm attention, output;
+};
+
+// What the caller tells of a network; all that it points to stays the caller's.
+struct Plan {
+    int width, heads, wide, layers;
+    int words_format;
+    int most;                  // tokens of a text
+    float eps;
+    const void* words;         // [vocabulary, width], the map itself
+    const float* word_scales;  // [vocabulary] of int8 rows, else null
+    const float* positions;    // [most, width]
+    const float* distances;    // [heads, 2 most - 1], added to scores by key - query + most - 1, or null
+    Norm embeddings;
+    const Layer* layer;
+};
+
+struct Texts {
+    int count;
+    const int32_t *ids, *lengths;
+    const int32_t* skips;  // tokens at the beginning of each text that do not count, or null
+    int poolings;
+    const int32_t* pooling;
+    float* out;     // [count, poolings, width]
+    int* starts;    // of each text in ids
+};
+
+struct Chunk {
+    int first, last;  // texts
+    int start, rows;  // their tokens
+};
+
+// What a chunk's rows need on their way; one for each thread.
+struct Workspace {
+    size_t bytes = 0;
+    char* memory = nullptr;
+    float *x, *qkv, *mixed, *wide, *scratch;
+    Narrow small;
+
+    bool reserve(const Plan& plan, int rows, int longest) {
+        size_t d = plan.width, w = plan.wide > plan.width ? plan.wide : plan.width, m = rows;
+        size_t keys = (longest + PANEL - 1) / PANEL * PANEL;
+        size_t attention = keys * (2 * (d / plan.heads) + MOST_ROWS), widened = w * PANEL;
+        size_t floats[] = {m * d, m * 3 * d, m * d, m * w, m * w / 2, m * w / 16,
+                           attention > widened ? attention : widened};
+        size_t total = 0;
+        for (size_t n : floats) total += (n + 15) / 16 * 64;
+        if (total > bytes) {
+            if (memory) munmap(memory, bytes);
+            memory = (char*)pages(total);
+            bytes = memory ? total : 0;
+        }
+        if (!memory) return false;
+        char* next = memory;
+        auto take = [&](size_t n) {
+            char* p = next;
+            next += (n + 15) / 16 * 64;
+            return p;
+        };
+        x = (float*)take(floats[0]), qkv = (float*)take(floats[1]), mixed = (float*)take(floats[2]);
+        wide = (float*)take(floats[3]);
+        small = {take(floats[4]), (float*)take(floats[5])};
+        scratch = (float*)take(floats[6]);
+        return true;
+    }
+};
+
+// A thread's way through a chunk, alone or with the others.
+struct Walk {
+    const Plan& plan;
+    const Texts& texts;
+    const Chunk& chunk;
+    const Workspace& rows;
+    float* scratch;
+    Stretch* stretch;  // null when alone
+
+    template <class Piece>
+    void each(int pieces, const Piece& piece) {
+        share(stretch ? stretch++ : nullptr, pieces, piece);
+    }
+
+    template <class Piece>
+    void each_row(const Piece& piece) {
+        constexpr int AT_ONCE = 4;
+        each((chunk.rows + AT_ONCE - 1) / AT_ONCE, [&](int i) {
+            for (int r = AT_ONCE * i; r < chunk.rows && r < AT_ONCE * (i + 1); r++) piece(r);
+        });
+    }
+
+    void product(const Linear& l, const float* x, How how, float* y) {
+        each(l.out / PANEL, [&](int p) { multiply(l, p, x, rows.small, chunk.rows, how, y, scratch); });
+    }
+
+    void whole() {
+        const Layer* layer = plan.layer;
+        int count = chunk.last - chunk.first, width = plan.width;
+        each(count, [&](int i) {
+            int text = chunk.first + i, start = texts.starts[text];
+            for (int p = 0; p < texts.lengths[text]; p++) {
+                embed(start + p - chunk.start, texts.ids[start + p], p);
+                narrow(*layer->qkv, rows.x, start + p - chunk.start, rows.small);
+            }
+        });
+        for (int i = 0; i < plan.layers; i++, layer++) {
+            product(*layer->qkv, rows.x, STORE, rows.qkv);
+            each(count * plan.heads, [&](int j) {
+                int text = chunk.first + j / plan.heads;
+                attend(texts.starts[text] - chunk.start, texts.lengths[text], j % plan.heads);
+            });
+            if (is_narrow(*layer->mixed)) each_row([&](int r) { narrow(*layer->mixed, rows.mixed, r, rows.small); });
+            product(*layer->mixed, rows.mixed, ADD, rows.x);
+            each_row([&](int r) {
+                normalize(rows.x + (size_t)r * width, width, layer->attention.weight, layer->attention.bias, plan.eps);
+                narrow(*layer->up, rows.x, r, rows.small);
+            });
+            product(*layer->up, rows.x, GELU, rows.wide);
+            if (is_narrow(*layer->down)) each_row([&](int r) { narrow(*layer->down, rows.wide, r, rows.small); });
+            product(*layer->down, rows.wide, ADD, rows.x);
+            each_row([&](int r) {
+                normalize(rows.x + (size_t)r * width, width, layer->output.weight, layer->output.bias, plan.eps);
+                if (i + 1 < plan.layers) narrow(*layer[1].qkv, rows.x, r, rows.small);
+            });
+        }
+        each(count, [&](int i) { pool(chunk.first + i); });
+    }
+
+    static int stretches(const Plan& plan) { return 2 + 9 * plan.layers; }
+
+    void embed(int r, int32_t id, int position) {
+        int width = plan.width;
+        float* x = rows.x + (size_t)r * width;
+        size_t at = (size_t)id * width;
+        for (int i = 0; i < width; i += 16) {
+            f32 word;
+            if (plan.words_format == FLOAT16) {
+                word = widened((const uint16_t*)plan.words + at + i);
+            } else {
+                float numbers[16];
+                for (int j = 0; j < 16; j++) numbers[j] = number(plan.words, plan.words_format, at + i + j);
+                word = load(numbers);
+            }
+            if (plan.word_scales) word = _mm512_mul_ps(word, set(plan.word_scales[id]));
+            store(x + i, _mm512_add_ps(word, load(plan.positions + (size_t)position * width + i)));
+        }
+        normalize(x, width, plan.embeddings.weight, plan.embeddings.bias, plan.eps);
+    }
+
+    // One head of one text, the rows from `first` on: softmax(q kᵀ / sqrt(d) + bias) v. Keys and
+    // values are laid out in panels, so that the products are those of the linear layers.
+    void attend(int first, int length, int head) {
+        const int width = plan.width, d = width / plan.heads, keys = (length + PANEL - 1) / PANEL;
+        const size_t stride = 3 * (size_t)width, line = (size_t)keys * PANEL;
+        const float *q = rows.qkv + first * stride + head * d, *k = q + width, *v = k + width;
+        float *key_panels = scratch, *value_panels = key_panels + line * d, *scores = value_panels + line * d;
+        for (int j = 0; j < keys; j++)
+            for (int i = 0; i < d; i++) {
+                float* lane = key_panels + ((size_t)j * d + i) * PANEL;
+                for (int n = 0; n < PANEL; n++) {
+                    int key = j * PANEL + n;
+                    lane[n] = key < length ? k[key * stride + i] : 0;
+                }
+            }
+        for (int j = 0; j < d / PANEL; j++)
+            for (int n = 0; n < length; n++)
+                memcpy(value_panels + ((size_t)j * length + n) * PANEL, v + n * stride + j * PANEL, PANEL * sizeof(float));
+        const float scale = 1 / __builtin_sqrtf((float)d);
+        const float* bias = plan.distances ? plan.distances + (size_t)head * (2 * plan.most - 1) + plan.most - 1 : nullptr;
+        for (int row = 0; row < length; row += MOST_ROWS) {
+            int count = length - row < MOST_ROWS ? length - row : MOST_ROWS;
+            for (int j = 0; j < keys; j++)
+                by_tiles(Product<Float32>{q + row * stride, stride, (const char*)(key_panels + (size_t)j * d * PANEL), d},
+                         count, [&](int r, int c, f32 y) { store(scores + r * line + j * PANEL + c, y); });
+            float inverse[MOST_ROWS];
+            for (int r = 0; r < count; r++)
+                inverse[r] = 1 / softmax(scores + r * line, length, scale, bias ? bias - (row + r) : nullptr);
+            for (int j = 0; j < d / PANEL; j++)
+                by_tiles(Product<Float32>{scores, line, (const char*)(value_panels + (size_t)j * length * PANEL), length},
+                         count, [&](int r, int c, f32 y) {
+                    float* to = rows.mixed + (size_t)(first + row + r) * width + head * d + j * PANEL + c;
+                    store(to, _mm512_mul_ps(y, set(inverse[r])));
+                });
+        }
+    }
+
+    void pool(int text) {
+        int width = plan.width, skip = texts.skips ? texts.skips[text] : 0, count = texts.lengths[text] - skip;
+        const float* x = rows.x + (size_t)(texts.starts[text] - chunk.start + skip) * width;
+        float* out = texts.out + (size_t)text * texts.poolings * width;
+        for (int p = 0; p < texts.poolings; p++, out += width) {
+            int kind = texts.pooling[p];
+            if (kind == CLS || kind == LAST) {
+                memcpy(out, kind == CLS ? x : x + (size_t)(count - 1) * width, width * sizeof(float));
+                continue;
+            }
+            float by = 1;
+            if (kind == MEAN) by = 1 / (float)count;
+            if (kind == MEAN_SQRT_LEN) by = 1 / __builtin_sqrtf((float)count);
+            // The mean of tokens that weigh their place in the text, counted from 1.
+            if (kind == WEIGHTED_MEAN) by = 2 / ((float)count * (2 * skip + count + 1));
+            for (int i = 0; i < width; i += 16) {
+                f32 sum = kind == MAX ? load(x + i) : _mm512_setzero_ps();
+                for (int r = 0; r < count; r++) {
+                    f32 y = load(x + (size_t)r * width + i);
+                    if (kind == MAX) sum = _mm512_max_ps(sum, y);
+                    else if (kind == WEIGHTED_MEAN) sum = _mm512_fmadd_ps(y, set((float)(skip + r + 1)), sum);
+                    else sum = _mm512_add_ps(sum, y);
+                }
+                store(out + i, _mm512_mul_ps(sum, set(by)));
+            }
+        }
+    }
+};
+
+inline void* operator new(size_t, void* place) noexcept { return place; }
+
+struct Network {
+    Plan plan;
+    Team* team;
+    Workspace* workspaces;  // one for each thread
+};
+
+// Texts in chunks: those of one chunk are in the caches together while they pass all layers.
+struct Job {
+    Network& net;
+    Texts texts;
+    Chunk* chunks;
+    int count;
+    bool together;        // all threads on one chunk after the other, or each thread on its own
+    Stretch* stretches;   // together: of every chunk's walk; else one
+
+    static void task(void* of, int rank) {
+        Job& job = *(Job*)of;
+        Network& net = job.net;
+        Workspace& own = net.workspaces[rank];
+        if (!job.together) {
+            share(job.stretches, job.count, [&](int i) {
+                Walk{net.plan, job.texts, job.chunks[i], own, own.scratch, nullptr}.whole();
+            });
+            return;
+        }
+        for (int i = 0; i < job.count; i++)
+            Walk{net.plan, job.texts, job.chunks[i], net.workspaces[0], own.scratch,
+                 job.stretches + i * Walk::stretches(net.plan)}.whole();
+    }
+};
+
+// Rows of a chunk: as many as keep the widest buffer in a core's second cache.
+static int chunk_rows(const Plan& plan) {
+    int rows = (512 << 10) / (int)(sizeof(float) * plan.wide) / MOST_ROWS * MOST_ROWS;
+    return rows > 2 * MOST_ROWS ? rows : 2 * MOST_ROWS;
+}
+
+// Below so many rows for each thread, threads do better to share the weights than the texts.
+constexpr int FEW_ROWS = 32;
+
+static int cut(const Plan& plan, int threads, const Texts& texts, Chunk* chunks, bool* together) {
+    int total = 0, longest = 0;
+    for (int i = 0; i < texts.count; i++) {
+        texts.starts[i] = total, total += texts.lengths[i];
+        if (texts.lengths[i] > longest) longest = texts.lengths[i];
+    }
+    // A long text among few others would keep one thread busy after the rest are done.
+    *together = threads > 1 && (total < FEW_ROWS * threads || (int64_t)longest * threads * 4 > (int64_t)total * 5);
+    int pieces = (total + chunk_rows(plan) - 1) / chunk_rows(plan);
+    if (!*together) pieces = (pieces + threads - 1) / threads * threads;
+    int wanted = (total + pieces - 1) / pieces, n = 0;
+    for (int i = 0; i < texts.count; n++) {
+        Chunk& chunk = chunks[n] = {i, i, texts.starts[i], 0};
+        while (chunk.last < texts.count && (chunk.last == i || chunk.rows + texts.lengths[chunk.last] / 2 <= wanted))
+            chunk.rows += texts.lengths[chunk.last++];
+        i = chunk.last;
+    }
+    return n;
+}
+
+#define EXPORT __attribute__((visibility("default")))
+extern "C" {
+
+// Weights [out, in] as they are stored -> a layer computing in `format`; null without memory. `in` and
+// `out` are multiples of 32. `weights` and `row_scales` are read once, `bias` for ever.
+EXPORT Linear* arrowhead_linear(int format, int in, int out, const void* weights, int stored, const float* row_scales,
+                         const float* bias) {
+    Linear* l = (Linear*)calloc(1, sizeof(Linear));
+    if (!l) return nullptr;
+    l->format = (Format)format, l->in = in, l->out = out, l->bias = bias;
+    if (lay_out(*l, weights, stored, row_scales)) return l;
+    if (l->panels) munmap(l->panels, l->bytes);
+    return free(l), nullptr;
+}
+
+EXPORT void arrowhead_free_linear(Linear* l) {
+    munmap(l->panels, l->bytes);
+    free(l);
+}
+
+// A network with threads of its own; null without memory. `plan` and what it points to stay in use.
+EXPORT Network* arrowhead_network(const Plan* plan, int threads) {
+    Network* net = (Network*)calloc(1, sizeof(Network));
+    void* team = aligned_alloc(64, (sizeof(Team) + 63) / 64 * 64);
+    Workspace* workspaces = (Workspace*)calloc(threads, sizeof(Workspace));
+    if (!net || !team || !workspaces) return free(net), free(team), free(workspaces), nullptr;
+    *net = {*plan, new (team) Team(threads), workspaces};
+    return net;
+}
+
+EXPORT void arrowhead_free_network(Network* net) {
+    int threads = net->team->size();
+    net->team->~Team();
+    for (int i = 0; i < threads; i++)
+        if (net->workspaces[i].memory) munmap(net->workspaces[i].memory, net->workspaces[i].bytes);
+    free(net->team), free(net->workspaces), free(net);
+}
+
+// Texts -> out [count, poolings, width]. Their ids lie end to end, `lengths` [count] tells how many
+// are whose; at least one each. Returns 0, or -1 without memory. Not for several threads at once.
+EXPORT int arrowhead_embed(Network* net, int count, const int32_t* ids, const int32_t* lengths, const int32_t* skips,
+                    int poolings, const int32_t* pooling, float* out) {
+    if (count == 0) return 0;
+    int threads = net->team->size(), status = -1;
+    Chunk* chunks = (Chunk*)malloc(sizeof(Chunk) * count);
+    int* starts = (int*)malloc(sizeof(int) * count);
+    if (chunks && starts) {
+        Job job{*net, {count, ids, lengths, skips, poolings, pooling, out, starts}, chunks, 0, false, nullptr};
+        job.count = cut(net->plan, threads, job.texts, chunks, &job.together);
+        int most = 0, longest = 0;
+        for (int i = 0; i < job.count; i++) most = chunks[i].rows > most ? chunks[i].rows : most;
+        for (int i = 0; i < count; i++) longest = lengths[i] > longest ? lengths[i] : longest;
+        bool room = true;
+        for (int i = 0; i < threads; i++)
+            room = room && net->workspaces[i].reserve(net->plan, job.together && i ? 0 : most, longest);
+        size_t bytes = sizeof(Stretch) * (job.together ? job.count * Walk::stretches(net->plan) : 1);
+        if (threads > 1) {
+            job.stretches = (Stretch*)aligned_alloc(64, bytes);
+            room = room && job.stretches;
+            if (room) memset(job.stretches, 0, bytes);
+        }
+        if (room) {
+            net->team->run(Job::task, &job);
+            status = 0;
+        }
+        free(job.stretches);
+    }
+    free(chunks), free(starts);
+    return status;
+}
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// Threads that share the work of one call. Nobody waits for a thread that has not come yet: work is
+// taken piece by piece, so a thread that sleeps or was put aside by the system costs only its share.
+#pragma once
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <immintrin.h>
+
+#define RELAXED __ATOMIC_RELAXED
+#define ACQUIRE __ATOMIC_ACQUIRE
+#define RELEASE __ATOMIC_RELEASE
+#define SEQ __ATOMIC_SEQ_CST
+
+// A stretch of work in pieces, taken by whoever comes; on cache lines of its own.
+struct alignas(64) Stretch {
+    int next = 0;
+    alignas(64) int done = 0;
+};
+
+// Does piece(i) for all i below `pieces` with all others that call the same, and returns once all are done.
+template <class Piece>
+inline void share(Stretch* stretch, int pieces, const Piece& piece) {
+    if (!stretch) {  // alone
+        for (int i = 0; i < pieces; i++) piece(i);
+        return;
+    }
+    int mine = 0;
+    for (int i; (i = __atomic_fetch_add(&stretch->next, 1, RELAXED)) < pieces; mine++) piece(i);
+    if (mine) __atomic_fetch_add(&stretch->done, mine, RELEASE);
+    for (int spins = 0; __atomic_load_n(&stretch->done, ACQUIRE) < pieces;)
+        if (++spins < 2000) _mm_pause();
+        else sched_yield();
+}
+
+constexpr int MOST_THREADS = 256;
+
+class Team {
+public:
+    explicit Team(int size) : size_(size < MOST_THREADS ? size : MOST_THREADS) {
+        for (int i = 1; i < size_; i++) {
+            start_[i] = {this, i};
+            pthread_create(&threads_[i], nullptr, [](void* s) -> void* {
+                ((Start*)s)->team->wait(((Start*)s)->rank);
+                return nullptr;
+            }, &start_[i]);
+        }
+    }
+    ~Team() {
+        __atomic_store_n(&quit_, 1, SEQ);
+        announce();
+        for (int i = 1; i < size_; i++) pthread_join(threads_[i], nullptr);
+    }
+    int size() const { return size_; }
+
+    // Calls task(of, rank) here and in the other threads as they come; returns when all have left it.
+    void run(void (*task)(void* of, int rank), void* of) {
+        if (size_ == 1) return task(of, 0);
+        task_ = task, of_ = of;
+        __atomic_store_n(&open_, 1, SEQ);
+        announce();
+        task(of, 0);
+        __atomic_store_n(&open_, 0, SEQ);
+        while (__atomic_load_n(&inside_, SEQ)) _mm_pause();
+    }
+
+private:
+    struct Start { Team* team; int rank; };
+    void announce() {
+        __atomic_fetch_add(&calls_, 1, SEQ);
+        if (__atomic_load_n(&asleep_, SEQ)) syscall(SYS_futex, &calls_, FUTEX_WAKE_PRIVATE, MOST_THREADS, 0, 0, 0);
+    }
+    void wait(int rank) {
+        for (int seen = 0; !__atomic_load_n(&quit_, SEQ);) {
+            // Looks for a while before it sleeps: waking takes the system some 50 us.
+            for (int spins = 0; __atomic_load_n(&calls_, ACQUIRE) == seen; spins++) {
+                if (spins < SPINS) { _mm_pause(); continue; }
+                __atomic_fetch_add(&asleep_, 1, SEQ);
+                syscall(SYS_futex, &calls_, FUTEX_WAIT_PRIVATE, seen, 0, 0, 0);
+                __atomic_fetch_sub(&asleep_, 1, SEQ);
+            }
+            seen = __atomic_load_n(&calls_, ACQUIRE);
+            __atomic_fetch_add(&inside_, 1, SEQ);
+            if (__atomic_load_n(&open_, SEQ)) task_(of_, rank);
+            __atomic_fetch_sub(&inside_, 1, SEQ);
+        }
+    }
+    static constexpr int SPINS = 1000;
+    int size_, calls_ = 0, asleep_ = 0, open_ = 0, inside_ = 0, quit_ = 0;
+    void (*task_)(void*, int) = nullptr;
+    void* of_ = nullptr;
+    pthread_t threads_[MOST_THREADS];
+    Start start_[MOST_THREADS];
+};

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native engine: BERT and its kin on a CPU, by the kernels in `kernels/`. Imports no torch.
+
+The word table stays in the map. The weights of linear layers are laid out anew for the processor,
+in memory of this process: float16 ones stay float16 for float32 products, being exactly those
+numbers; for "int8" they take a byte each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_void_p
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from arrowhead_engine.compute import library, processors
+from arrowhead_engine.pooling import POOLINGS
+from arrowhead_engine.sizes import PostNorm
+from arrowhead_engine.spec import Ids
+from arrowhead_engine.weightfile import WeightFile
+
+Floats = npt.NDArray[np.float32]
+
+PANEL = 32  # outputs of a linear layer that are computed together (kernels/tile.hpp)
+FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}  # kernels/linear.hpp
+_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
+
+
+def knows(plan: PostNorm) -> bool:
+    """Whether the kernels can do it: all widths, a head's too, must be multiples of 32."""
+    return not (plan.width % PANEL or plan.wide % PANEL or plan.width // plan.heads % PANEL)
+
+
+def stored(weights: WeightFile, name: str) -> npt.NDArray[Any]:
+    """A tensor as it lies in the file, of bfloat16 the bits."""
+    info = weights.tensors[name]
+    return np.frombuffer(weights.buffer(name), _NUMPY[info.dtype]).reshape(info.shape)
+
+
+def float32(weights: WeightFile, name: str) -> Floats:
+    """A tensor as float32, int8 rows multiplied with their scales."""
+    info, raw = weights.tensors[name], stored(weights, name)
+    if info.dtype == "bfloat16":
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    if info.dtype == "int8":
+        scales = weights.scales(name).reshape(-1, *[1] * (raw.ndim - 1))
+        return raw.astype(np.float32) * scales
+    return np.ascontiguousarray(raw, np.float32)
+
+
+class _Norm(Structure):
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p)]
+
+
+class _Layer(Structure):
+    _fields_ = [
+        ("qkv", c_void_p),
+        ("mixed", c_void_p),
+        ("up", c_void_p),
+        ("down", c_void_p),
+        ("attention", _Norm),
+        ("output", _Norm),
+    ]
+
+
+class _Plan(Structure):
+    _fields_ = [
+        ("width", c_int),
+        ("heads", c_int),
+        ("wide", c_int),
+        ("layers", c_int),
+        ("words_format", c_int),
+        ("most", c_int),
+        ("eps", c_float),
+        ("words", c_void_p),
+        ("word_scales", c_void_p),
+        ("positions", c_void_p),
+        ("distances", c_void_p),
+        ("embeddings", _Norm),
+        ("layer", POINTER(_Layer)),
+    ]
+
+
+@cache
+def _kernels() -> ctypes.CDLL:
+    kernels = ctypes.CDLL(str(library()))
+    pointer, number = c_void_p, c_int
+    kernels.arrowhead_linear.restype = pointer
+    kernels.arrowhead_linear.argtypes = [
+        number, number, number, pointer, number, pointer, pointer,
+    ]  # fmt: skip
+    kernels.arrowhead_network.restype = pointer
+    kernels.arrowhead_network.argtypes = [POINTER(_Plan), number]
+    kernels.arrowhead_embed.restype = number
+    kernels.arrowhead_embed.argtypes = [
+        pointer, number, pointer, pointer, pointer, number, pointer, pointer,
+    ]  # fmt: skip
+    kernels.arrowhead_free_linear.argtypes = [pointer]
+    kernels.arrowhead_free_network.argtypes = [pointer]
+    return kernels
+
+
+class NativeEngine:
+    """A network and its poolings, in the kernels. Not for several threads at once."""
+
+    def __init__(
+        self,
+        weights: WeightFile,
+        plan: PostNorm,
+        most: int,
+        poolings: Sequence[str],
+        dtype: str,
+        threads: int | None = None,
+    ) -> None:
+        """Lays the weights out.
+
+        Args:
+            weights: the file; its map stays open as long as the engine.
+            plan: the network.
+            most: tokens of the longest text.
+            poolings: names, of `pooling.POOLINGS`.
+            dtype: of products: "float32", "bfloat16" or "int8".
+            threads: as many as the process may keep busy, unless given.
+
+        Raises:
+            MemoryError: there is not enough.
+        """
+        self._weights = weights
+        self._dtype = dtype
+        self._kept: list[Any] = []  # what the kernels point to
+        self._linears: list[int] = []
+        self._width = plan.width
+        self._pooling = np.array([POOLINGS.index(name) for name in poolings], np.int32)
+        # Whatever happens on the way, what was made is given back.
+        self._network: list[int] = []
+        weakref.finalize(self, _free, self._network, self._linears)
+
+        first = plan.first_position
+        positions = float32(weights, plan.positions)[first : first + most]
+        if plan.types is not None:
+            # Every text is of token type 0, so that row is added to the positions once and for all.
+            positions = positions + float32(weights, plan.types)[0]
+        distances = None
+        if plan.distances is not None:
+            name, table = plan.distances
+            distances = self._pointer(table(float32(weights, name), most))
+        scales = weights.scales(plan.words)
+        self._plan = _Plan(
+            width=plan.width,
+            heads=plan.heads,
+            wide=plan.wide,
+            layers=plan.layers,
+            words_format=FORMATS[weights.tensors[plan.words].dtype],
+            most=most,
+            eps=plan.eps,
+            words=self._pointer(stored(weights, plan.words)),
+            word_scales=self._pointer(scales) if len(scales) else None,
+            positions=self._pointer(positions),
+            distances=distances,
+            embeddings=self._norm(plan.norm),
+            layer=(_Layer * plan.layers)(*(self._layer(plan, i) for i in range(plan.layers))),
+        )
+        self._network.append(
+            _made(_kernels().arrowhead_network(byref(self._plan), threads or processors()))
+        )
+
+    def __call__(self, ids: Sequence[Ids], skips: Sequence[int] | None) -> Floats:
+        """The pooled vectors, float32 [B, poolings x D]; `skips` tokens of each do not count."""
+        flat = np.ascontiguousarray(np.concatenate(ids), np.int32)
+        lengths = np.array([len(row) for row in ids], np.int32)
+        skipped = None if skips is None else np.array(skips, np.int32)
+        out = np.empty((len(ids), len(self._pooling) * self._width), np.float32)
+        failed = _kernels().arrowhead_embed(
+            self._network[0],
+            len(ids),
+            flat.ctypes.data,
+            lengths.ctypes.data,
+            None if skipped is None else skipped.ctypes.data,
+            len(self._pooling),
+            self._pooling.ctypes.data,
+            out.ctypes.data,
+        )
+        if failed:
+            raise MemoryError(f"not enough for {len(flat)} tokens in {len(ids)} texts")
+        return out
+
+    def _layer(self, plan: PostNorm, number: int) -> _Layer:
+        at, names = plan.layer.format(number), plan.names
+        return _Layer(
+            qkv=self._linear(at + names["query"], at + names["key"], at + names["value"]),
+            mixed=self._linear(at + names["attention_out"]),
+            up=self._linear(at + names["up"]),
+            down=self._linear(at + names["down"]),
+            attention=self._norm(at + names["attention_norm"]),
+            output=self._norm(at + names["norm"]),
+        )
+
+    def _norm(self, name: str) -> _Norm:
+        weight, bias = (float32(self._weights, f"{name}.{part}") for part in ("weight", "bias"))
+        return _Norm(self._pointer(weight), self._pointer(bias))
+
+    def _linear(self, *names: str) -> int:
+        """The linear layers of those names as one, their outputs side by side."""
+        parts = [f"{name}.weight" for name in names]
+        dtypes = {self._weights.tensors[part].dtype for part in parts}
+        dtype, scales = dtypes.pop(), None
+        if dtypes:  # stored differently
+            dtype, rows = "float32", np.concatenate([float32(self._weights, p) for p in parts])
+        else:
+            rows = np.concatenate([stored(self._weights, part) for part in parts])
+            if dtype == "int8":
+                scales = np.concatenate([self._weights.scales(part) for part in parts])
+        bias = np.concatenate([float32(self._weights, f"{name}.bias") for name in names])
+        # float16 holds exactly what the file does, and halves what a short text has to read.
+        format_ = "float16" if self._dtype == "float32" and dtype == "float16" else self._dtype
+        made = _kernels().arrowhead_linear(
+            FORMATS[format_],
+            rows.shape[1],
+            rows.shape[0],
+            rows.ctypes.data,
+            FORMATS[dtype],
+            None if scales is None else scales.ctypes.data,
+            self._pointer(bias),
+        )
+        self._linears.append(_made(made))
+        return self._linears[-1]
+
+    def _pointer(self, array: npt.NDArray[Any]) -> int:
+        array = np.ascontiguousarray(array)
+        self._kept.append(array)
+        return array.ctypes.data
+
+
+def _made(address: int | None) -> int:
+    if not address:
+        raise MemoryError("not enough to lay the weights out")
+    return address
+
+
+def _free(networks: list[int], linears: list[int]) -> None:
+    for network in networks:  # its threads first, they use the rest
+        _kernels().arrowhead_free_network(network)
+    for linear in linears:
+        _kernels().arrowhead_free_linear(linear)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The torch engine: every network, CPU and CUDA. Ids -> pooled vectors, by packed steps.
+
+Each pooling takes
+
+- the token vectors float32 [T, D] that count,
+- how many of them belong to each text, int64 [B], the texts lying end to end,
+- the place in its text of each text's first token that counts, int64 [B]: 0, or the length of a
+  prompt that is left out,
+
+and gives [B, D].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from arrowhead_engine.architectures import Architecture, Config
+from arrowhead_engine.compute import Compute
+from arrowhead_engine.errors import UnsupportedModel
+from arrowhead_engine.packing import Step, pack
+from arrowhead_engine.spec import Ids
+from arrowhead_engine.tensors import DTYPES, Tensors
+from arrowhead_engine.weightfile import WeightFile
+
+# Tokens that go through the network at once. More brings no speed on a CPU and costs memory; a GPU
+# wants more to be busy.
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
+
+
+def mean(tokens: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
+    """The mean of a text's token vectors, special tokens included."""
+    return torch.segment_reduce(tokens, "mean", lengths=lengths, unsafe=True)
+
+
+def cls(tokens: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
+    """The vector of a text's first token."""
+    return tokens.index_select(0, lengths.cumsum(0) - lengths)
+
+
+def mean_sqrt_len(tokens: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
+    """The sum of a text's token vectors over the square root of their number."""
+    return mean(tokens, lengths, first) * lengths.sqrt()[:, None]
+
+
+def weighted_mean(tokens: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
+    """The mean of a text's token vectors, each weighing its place in the text, counted from 1."""
+    starts = lengths.cumsum(0) - lengths - first
+    weights = torch.arange(1, len(tokens) + 1, device=tokens.device)
+    weights = weights - starts.repeat_interleave(lengths)
+    total = mean(tokens * weights[:, None], lengths, first) * lengths[:, None]
+    return total / (lengths * (2 * first + lengths + 1) / 2)[:, None]
+
+
+def maximum(tokens: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
+    """The largest value of each component over a text's tokens."""
+    return torch.segment_reduce(tokens, "max", lengths=lengths, unsafe=True)
+
+
+def last(tokens: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
+    """The vector of a text's last token."""
+    return tokens.index_select(0, lengths.cumsum(0) - 1)
+
+
+POOL = {
+    "mean": mean,
+    "cls": cls,
+    "max": maximum,
+    "mean_sqrt_len_tokens": mean_sqrt_len,
+    "weightedmean": weighted_mean,
+    "lasttoken": last,
+}
+
+
+class TorchEngine:
+    """A network and its poolings, in torch."""
+
+    def __init__(
+        self,
+        weights: WeightFile,
+        kind: Architecture,
+        config: Config,
+        poolings: Sequence[str],
+        compute: Compute,
+    ) -> None:
+        try:
+            self.device, dtype = torch.device(compute.device), DTYPES[compute.dtype]
+            tensors = Tensors(weights, self.device)
+        except RuntimeError as error:
+            raise UnsupportedModel(f"device {compute.device!r}: {error}") from error
+        self.token_budget = TOKEN_BUDGET[self.device.type]
+        self._pools = [POOL[name] for name in poolings]
+        with torch.inference_mode():
+            self.network = kind.network(config, tensors, dtype)
+
+    def __call__(self, ids: Sequence[Ids], skips: Sequence[int] | None) -> npt.NDArray[np.float32]:
+        """The pooled vectors, float32 [B, poolings x D]; `skips` tokens of each do not count."""
+        parts, orders = [], []
+        with torch.inference_mode():
+            for step in pack(ids, self.device, self.token_budget):
+                parts.append(self._pool(self.network(step), step, skips).cpu().numpy())
+                orders.append(step.order)
+        sorted_ = np.concatenate(parts)
+        out: npt.NDArray[np.float32] = np.empty_like(sorted_)
+        out[np.concatenate(orders)] = sorted_
+        return out
+
+    def _pool(self, tokens: Tensor, step: Step, skips: Sequence[int] | None) -> Tensor:
+        """Token vectors [T, D] -> one vector a text, [B, D x poolings]."""
+        lengths, first = step.lengths, torch.zeros_like(step.lengths)
+        if skips is not None:
+            first = torch.tensor([skips[i] for i in step.order], device=lengths.device)
+            tokens = tokens[step.positions[: step.real] >= first.repeat_interleave(lengths)]
+            lengths = lengths - first
+        return torch.cat([pool(tokens, lengths, first) for pool in self._pools], dim=1)

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels give what transformers and the torch engine give, whatever the threads and texts."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from arrowhead_engine import compute
+from arrowhead_engine.architectures import POST_NORM, architecture
+from arrowhead_engine.encoder import Encoder
+from arrowhead_engine.errors import UnsupportedModel
+from arrowhead_engine.native import NativeEngine
+from arrowhead_engine.pooling import POOLINGS
+from arrowhead_engine.spec import MODEL_KEY, Ids, ModelSpec
+from arrowhead_engine.weightfile import Tensor, WeightFile, write
+
+WHY_NOT = compute._not_native("cpu", "float32", plain=True)
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no native engine: {WHY_NOT}")
+
+VOCAB = 500
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 224,
+    "max_position_embeddings": 160,
+}
+CONFIGS: dict[str, Any] = {
+    "bert": transformers.BertConfig(**SIZES),
+    "roberta": transformers.RobertaConfig(**SIZES, type_vocab_size=1),
+    "xlm-roberta": transformers.XLMRobertaConfig(**SIZES, type_vocab_size=1),
+    "camembert": transformers.CamembertConfig(**SIZES, type_vocab_size=1),
+    "distilbert": transformers.DistilBertConfig(
+        vocab_size=VOCAB,
+        dim=96,
+        n_layers=3,
+        n_heads=3,
+        hidden_dim=224,
+        max_position_embeddings=160,
+    ),
+    "mpnet": transformers.MPNetConfig(**SIZES),
+}
+# Alone, equal, all different; for two threads and more, together and apart.
+MIXES = [[1], [150], [7, 7, 7], [2, 150, 3, 64, 65, 9], list(range(1, 60)), [12] * 100]
+
+
+def test_every_architecture_that_has_a_plan_is_tested() -> None:
+    assert CONFIGS.keys() == POST_NORM.keys()
+
+
+def model_file(name: str, folder: Path, dtype: str = "float32") -> tuple[Any, Path]:
+    """A random network of transformers, and its weight file."""
+    torch.manual_seed(3)
+    model = transformers.AutoModel.from_config(CONFIGS[name], attn_implementation="eager").eval()
+    with torch.no_grad():  # as drawn, every bias and norm would be that of no layer at all
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    kind = architecture(name)
+    sizes = kind.config(json.loads(CONFIGS[name].to_json_string()))
+    model.save_pretrained(folder)
+    state = load_file(folder / "model.safetensors")
+    state = {key.removeprefix(kind.prefix): value for key, value in state.items()}
+    tensors = [
+        stored(key, state[key], dtype if len(shape) == 2 else "float32")
+        for key, shape in kind.shapes(sizes).items()
+    ]
+    path = folder / "weights.parquet"
+    spec = ModelSpec(name, sizes.to_dict(), "mean", True, 150, sizes.width)
+    write(path, tensors, {MODEL_KEY: spec.to_json()})
+    return model, path
+
+
+def stored(name: str, values: torch.Tensor, dtype: str) -> Tensor:
+    shape = tuple(values.shape)
+    if dtype == "int8":
+        scales = values.abs().amax(1) / 127
+        data = (values / scales[:, None]).round().to(torch.int8)
+        return Tensor(name, dtype, shape, data.numpy().tobytes(), scales.numpy())
+    cast = values.to(getattr(torch, dtype)).contiguous()
+    return Tensor(name, dtype, shape, cast.view(torch.uint8).numpy().tobytes())
+
+
+def texts(lengths: list[int], seed: int = 0) -> list[Ids]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(5, VOCAB, n).astype(np.int32) for n in lengths]
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return model_file(request.param, tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture(scope="module")
+def mpnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_file("mpnet", tmp_path_factory.mktemp("mpnet"))[1]
+
+
+def engine_of(path: Path, *, dtype: str = "float32", threads: int, poolings: Any) -> NativeEngine:
+    weights = WeightFile.open(path)
+    spec = ModelSpec.from_metadata(weights.metadata)
+    kind = architecture(spec.architecture)
+    assert kind.plan is not None
+    plan = kind.plan(kind.config(spec.config))
+    return NativeEngine(weights, plan, spec.max_seq_length, poolings, dtype, threads)
+
+
+@pytest.mark.parametrize("lengths", MIXES, ids=lambda mix: f"{len(mix)}x{max(mix)}")
+def test_equals_transformers(pair: Any, lengths: list[int]) -> None:
+    model, path = pair
+    rows = texts(lengths)
+    encoder = Encoder.open(path, device="cpu", dtype="float32")
+    assert encoder.compute.engine == "native"
+    wanted = []
+    for row in rows:
+        with torch.no_grad():
+            tokens = model(input_ids=torch.from_numpy(row.astype(np.int64))[None])[0][0]
+        wanted.append(torch.nn.functional.normalize(tokens.mean(0), dim=0).numpy())
+    assert np.abs(encoder.embed(rows) - np.stack(wanted)).max() <= 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 0.999), ("int8", 0.998)])
+def test_narrow_products_are_close(pair: Any, dtype: str, least: float) -> None:
+    if why := compute._not_native("cpu", dtype, plain=True):
+        pytest.skip(why)
+    rows = texts([1, 5, 40, 150])
+    met = Encoder.open(pair[1], device="cpu", dtype=dtype, engine="native").embed(rows)
+    exact = Encoder.open(pair[1], device="cpu", dtype="float32").embed(rows)
+    assert least < (met * exact).sum(1).min() < 0.999999
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("lengths", MIXES, ids=lambda mix: f"{len(mix)}x{max(mix)}")
+def test_neither_threads_nor_neighbours_change_a_bit(
+    mpnet: Path, lengths: list[int], dtype: str
+) -> None:
+    rows = texts(lengths)
+    alone = engine_of(mpnet, dtype=dtype, threads=1, poolings=["mean"])
+    wanted = np.concatenate([alone([row], None) for row in rows])
+    for threads in (1, 2, 3, 7):
+        engine = engine_of(mpnet, dtype=dtype, threads=threads, poolings=["mean"])
+        for _ in range(20):  # threads come in another order every time
+            np.testing.assert_array_equal(engine(rows, None), wanted)
+
+
+def test_every_pooling_with_and_without_a_prompt_left_out(mpnet: Path) -> None:
+    from arrowhead_engine.torch_engine import POOL
+
+    rows, width = texts([4, 9, 33]), 96
+    plain = engine_of(mpnet, threads=2, poolings=["lasttoken"])
+    native = engine_of(mpnet, threads=2, poolings=POOLINGS)
+    assert native._network != plain._network
+    encoder = Encoder.open(mpnet, device="cpu", dtype="float32", engine="torch")
+    engine: Any = encoder._engine
+    for skips in (None, [0, 2, 5]):
+        engine._pools = [POOL[name] for name in POOLINGS]
+        met, wanted = native(rows, skips), engine(rows, skips)
+        assert met.shape == (3, len(POOLINGS) * width)
+        np.testing.assert_allclose(met, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_however_the_weights_are_stored(tmp_path: Path, dtype: str) -> None:
+    _, path = model_file("bert", tmp_path, dtype)
+    rows = texts([3, 60, 150])
+    met = Encoder.open(path, device="cpu", dtype="float32", engine="native").embed(rows)
+    wanted = Encoder.open(path, device="cpu", dtype="float32", engine="torch").embed(rows)
+    np.testing.assert_allclose(met, wanted, atol=2e-6)
+
+
+def test_weights_of_one_product_stored_differently(tmp_path: Path) -> None:
+    _, path = model_file("bert", tmp_path, "float16")
+    with WeightFile.open(path) as weights:
+        tensors = [
+            t._replace(dtype="float32", data=np.frombuffer(t.data, "<f2").astype("<f4").tobytes())
+            if t.name.endswith("query.weight")
+            else t
+            for t in weights.stream()
+        ]
+        write(tmp_path / "mixed.parquet", tensors, weights.metadata)
+    rows = texts([3, 60])
+    met = Encoder.open(tmp_path / "mixed.parquet", device="cpu", dtype="float32").embed(rows)
+    wanted = Encoder.open(path, device="cpu", dtype="float32").embed(rows)
+    np.testing.assert_allclose(met, wanted, atol=1e-6)
+
+
+def test_weights_of_nothing_but_zeros(tmp_path: Path) -> None:
+    """Nothing is divided by a scale of zero."""
+    _, path = model_file("bert", tmp_path)
+    with WeightFile.open(path) as weights:
+        tensors = [t._replace(data=bytes(len(t.data))) for t in weights.stream()]
+        write(tmp_path / "zeros.parquet", tensors, weights.metadata)
+    for dtype in ("float32", "int8"):
+        met = Encoder.open(tmp_path / "zeros.parquet", device="cpu", dtype=dtype).embed(texts([5]))
+        np.testing.assert_array_equal(met, np.zeros((1, 96), np.float32))
+
+
+def test_sizes_that_the_kernels_do_not_know_go_to_torch(tmp_path: Path) -> None:
+    raw = {**SIZES, "num_attention_heads": 6, "model_type": "bert"}  # 16 wide
+    kind = architecture("bert")
+    config = kind.config(raw)
+    rng = np.random.default_rng(0)
+    tensors = [
+        Tensor(name, "float32", shape, (rng.standard_normal(shape) / 9).astype("<f4").tobytes())
+        for name, shape in kind.shapes(config).items()
+    ]
+    spec = ModelSpec("bert", config.to_dict(), "mean", True, 150, 96)
+    path = tmp_path / "weights.parquet"
+    write(path, tensors, {MODEL_KEY: spec.to_json()})
+    assert Encoder.open(path, device="cpu").compute.engine == "torch"
+    with pytest.raises(UnsupportedModel, match="it does not know this network, or these sizes"):
+        Encoder.open(path, device="cpu", dtype="float32", engine="native")
+
+
+def test_memory_is_given_back(minilm_weights: Path) -> None:
+    def private() -> int:
+        rollup = Path("/proc/self/smaps_rollup").read_text()
+        return sum(int(line.split()[1]) for line in rollup.splitlines() if "Private_D" in line)
+
+    rows = [np.arange(1000, 1256, dtype=np.int32)] * 4
+    Encoder.open(minilm_weights, device="cpu", dtype="float32").embed(rows)
+    gc.collect()
+    before, threads = private(), len(list(Path("/proc/self/task").iterdir()))
+    for _ in range(10):  # each lays out 21 MB
+        Encoder.open(minilm_weights, device="cpu", dtype="float32").embed(rows)
+    gc.collect()
+    assert private() - before < 30_000  # kB
+    assert len(list(Path("/proc/self/task").iterdir())) == threads
+
+
+LITTLE_MEMORY = """
+import resource, sys, numpy as np
+from arrowhead_engine.encoder import Encoder
+encoder = Encoder.open(sys.argv[1], device="cpu", dtype="float32")
+few, many = ([np.arange(1000, 1256, dtype=np.int32) + i for i in range(n)] for n in (1, 100))
+encoder.embed(few)
+now = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (now + 2**16, now + 2**16))
+try:
+    encoder._engine(many * 2000, None)
+except MemoryError as error:
+    print("refused:", error)
+encoder.embed(few)
+print("and goes on")
+"""
+
+
+def test_without_memory_it_says_so_and_goes_on(minilm_weights: Path) -> None:
+    out = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, minilm_weights],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "refused:" in out.stdout
+    assert out.stdout.endswith("and goes on\n")
+
+
+def test_it_needs_no_torch(minilm_weights: Path) -> None:
+    code = (
+        "import sys, numpy as np; from arrowhead_engine.encoder import Encoder;"
+        "e = Encoder.open(sys.argv[1], device='cpu', dtype='float32'); e.verify();"
+        "print(e.compute, {'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, minilm_weights], capture_output=True, text=True, check=True
+    )
+    assert out.stdout == "cpu float32, native engine set()\n"
