@@ -5,8 +5,8 @@ May import none of our other packages, and never torch or a tokenizer. Start rea
 `_client.py`: `Client.embed` -> `_plan.py` (texts to requests) -> `_transports.py` (one request to
 the network, `_grpc.py` or `_http.py`) -> `_plan.py` (answers to rows) -> `_algebra.py`.
 
-The four network transports are imported when they are asked for: a grpc:// client never pays for
-the HTTP stack, nor the other way round.
+Everything is imported when it is asked for: a grpc:// client never pays for the HTTP stack, nor the
+other way round, and `arrowhead serve`, which calls nothing, not even for numpy.
 """
 
 from __future__ import annotations
@@ -14,37 +14,36 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from arrowhead_client._algebra import (
-    cosine_similarity,
-    in_candidate,
-    normalize,
-    truncate_dimensions,
-)
-from arrowhead_client._async_client import AsyncClient
-from arrowhead_client._client import Client
-from arrowhead_client._errors import (
-    ArrowheadError,
-    ClientClosed,
-    InvalidInput,
-    InvalidRequest,
-    InvalidUrl,
-    ModelNotFound,
-    ServerError,
-    TimedOut,
-    Unavailable,
-    UnexpectedResponse,
-)
-from arrowhead_client._plan import Experiment, Request, TokenCounts
-from arrowhead_client._transports import (
-    AsyncFakeTransport,
-    AsyncTransport,
-    FakeTransport,
-    Transport,
-)
-
 if TYPE_CHECKING:
+    from arrowhead_client._algebra import (
+        cosine_similarity,
+        in_candidate,
+        normalize,
+        truncate_dimensions,
+    )
+    from arrowhead_client._async_client import AsyncClient
+    from arrowhead_client._client import Client
+    from arrowhead_client._errors import (
+        ArrowheadError,
+        ClientClosed,
+        InvalidInput,
+        InvalidRequest,
+        InvalidUrl,
+        ModelNotFound,
+        ServerError,
+        TimedOut,
+        Unavailable,
+        UnexpectedResponse,
+    )
     from arrowhead_client._grpc import AsyncGrpcTransport, GrpcTransport
     from arrowhead_client._http import AsyncHttpTransport, HttpTransport
+    from arrowhead_client._plan import Experiment, Request, TokenCounts
+    from arrowhead_client._transports import (
+        AsyncFakeTransport,
+        AsyncTransport,
+        FakeTransport,
+        Transport,
+    )
 
 __all__ = [
     "ArrowheadError",
@@ -76,15 +75,56 @@ __all__ = [
     "truncate_dimensions",
 ]
 
-_LAZY = {
-    "AsyncGrpcTransport": "arrowhead_client._grpc",
-    "AsyncHttpTransport": "arrowhead_client._http",
-    "GrpcTransport": "arrowhead_client._grpc",
-    "HttpTransport": "arrowhead_client._http",
+_PLACES = {
+    "arrowhead_client._algebra": (
+        "cosine_similarity",
+        "in_candidate",
+        "normalize",
+        "truncate_dimensions",
+    ),
+    "arrowhead_client._async_client": ("AsyncClient",),
+    "arrowhead_client._client": ("Client",),
+    "arrowhead_client._errors": (
+        "ArrowheadError",
+        "ClientClosed",
+        "InvalidInput",
+        "InvalidRequest",
+        "InvalidUrl",
+        "ModelNotFound",
+        "ServerError",
+        "TimedOut",
+        "Unavailable",
+        "UnexpectedResponse",
+    ),
+    "arrowhead_client._grpc": (
+        "AsyncGrpcTransport",
+        "GrpcTransport",
+    ),
+    "arrowhead_client._http": (
+        "AsyncHttpTransport",
+        "HttpTransport",
+    ),
+    "arrowhead_client._plan": (
+        "Experiment",
+        "Request",
+        "TokenCounts",
+    ),
+    "arrowhead_client._transports": (
+        "AsyncFakeTransport",
+        "AsyncTransport",
+        "FakeTransport",
+        "Transport",
+    ),
 }
+_LAZY = {name: module for module, names in _PLACES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -132,6 +132,8 @@ class Encoder:
             raise CertificateMismatch(
                 f"{self._weights.path}: not the certified pooling and limits; convert it again"
             )
+        # Of all that was read, the engine goes on using only the words that texts hold.
+        self._weights.release()
         least = PROBE_COSINE[self.compute.dtype]
         if self.compute.dtype in ("bfloat16", "float16"):  # a deep model loses more: twice its loss
             least = min(least, 1 - 2 * (1 - certificate.bfloat16_cosine))

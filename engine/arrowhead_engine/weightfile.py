@@ -254,6 +254,13 @@ class WeightFile:
                 )
         return digest.hexdigest()
 
+    def release(self) -> None:
+        """Gives the pages that were read back to the system; what is touched again comes back.
+
+        Whatever was written into views is lost: nothing of this package does.
+        """
+        self._map.madvise(mmap.MADV_DONTNEED)
+
     def __enter__(self) -> WeightFile:
         return self
 

@@ -59,8 +59,18 @@ static inline bool lay_out(Linear& l, const void* weights, int stored, const flo
     size_t panels = l.out / PANEL * l.panel_bytes;
     l.bytes = panels + (l.format == INT8 ? (size_t)l.out * l.groups * 2 * sizeof(float) : 0);
     l.panels = (char*)pages(l.bytes);
+    if (!l.panels) return false;
+    if (l.format == FLOAT16 && stored == FLOAT16) {  // nothing to convert, only to turn
+        for (int p = 0; p < l.out / PANEL; p++) {
+            const uint16_t* from = (const uint16_t*)weights + (size_t)p * PANEL * l.in;
+            uint16_t* to = (uint16_t*)(l.panels + p * l.panel_bytes);
+            for (int k = 0; k < l.in; k++)
+                for (int n = 0; n < PANEL; n++) to[k * PANEL + n] = from[(size_t)n * l.in + k];
+        }
+        return true;
+    }
     float* row = (float*)malloc(sizeof(float) * l.in);
-    if (!l.panels || !row) return free(row), false;
+    if (!row) return false;
     l.scales = (float*)(l.panels + panels);
     for (int n = 0; n < l.out; n++) {
         char* panel = l.panels + n / PANEL * l.panel_bytes;

@@ -88,19 +88,18 @@ struct Walk {
     const Chunk& chunk;
     const Workspace& rows;
     float* scratch;
+    int threads;
     Stretch* stretch;  // null when alone
 
     template <class Piece>
     void each(int pieces, const Piece& piece) {
-        share(stretch ? stretch++ : nullptr, pieces, piece);
+        int at_once = pieces / (3 * threads);
+        share(stretch ? stretch++ : nullptr, pieces, at_once > 1 ? at_once : 1, piece);
     }
 
     template <class Piece>
     void each_row(const Piece& piece) {
-        constexpr int AT_ONCE = 4;
-        each((chunk.rows + AT_ONCE - 1) / AT_ONCE, [&](int i) {
-            for (int r = AT_ONCE * i; r < chunk.rows && r < AT_ONCE * (i + 1); r++) piece(r);
-        });
+        each(chunk.rows, piece);
     }
 
     void product(const Linear& l, const float* x, How how, float* y) {
@@ -249,13 +248,13 @@ struct Job {
         Network& net = job.net;
         Workspace& own = net.workspaces[rank];
         if (!job.together) {
-            share(job.stretches, job.count, [&](int i) {
-                Walk{net.plan, job.texts, job.chunks[i], own, own.scratch, nullptr}.whole();
+            share(job.stretches, job.count, 1, [&](int i) {
+                Walk{net.plan, job.texts, job.chunks[i], own, own.scratch, 1, nullptr}.whole();
             });
             return;
         }
         for (int i = 0; i < job.count; i++)
-            Walk{net.plan, job.texts, job.chunks[i], net.workspaces[0], own.scratch,
+            Walk{net.plan, job.texts, job.chunks[i], net.workspaces[0], own.scratch, net.team->size(),
                  job.stretches + i * Walk::stretches(net.plan)}.whole();
     }
 };

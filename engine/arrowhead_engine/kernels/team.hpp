@@ -21,15 +21,20 @@ struct alignas(64) Stretch {
     alignas(64) int done = 0;
 };
 
-// Does piece(i) for all i below `pieces` with all others that call the same, and returns once all are done.
+// Does piece(i) for all i below `pieces` with all others that call the same, and returns once all are
+// done. Pieces are taken `at_once` so many, because taking costs 0.1 us when others do it too.
 template <class Piece>
-inline void share(Stretch* stretch, int pieces, const Piece& piece) {
+inline void share(Stretch* stretch, int pieces, int at_once, const Piece& piece) {
     if (!stretch) {  // alone
         for (int i = 0; i < pieces; i++) piece(i);
         return;
     }
     int mine = 0;
-    for (int i; (i = __atomic_fetch_add(&stretch->next, 1, RELAXED)) < pieces; mine++) piece(i);
+    for (int first; (first = __atomic_fetch_add(&stretch->next, at_once, RELAXED)) < pieces;) {
+        int last = first + at_once < pieces ? first + at_once : pieces;
+        for (int i = first; i < last; i++) piece(i);
+        mine += last - first;
+    }
     if (mine) __atomic_fetch_add(&stretch->done, mine, RELEASE);
     for (int spins = 0; __atomic_load_n(&stretch->done, ACQUIRE) < pieces;)
         if (++spins < 2000) _mm_pause();
