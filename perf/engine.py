@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +16,14 @@ import torch
 from arrowhead_engine import linear
 from arrowhead_engine.compute import choose
 from arrowhead_engine.encoder import Encoder
+from arrowhead_engine.errors import UnsupportedModel
 from arrowhead_engine.spec import Ids, ModelSpec
 from arrowhead_engine.tensors import DTYPES
 from arrowhead_engine.tokenizer import Tokenizer
 from perf.stats import Sample, Vectors, interleaved_ms
 from perf.texts import Texts, of_tokens
 
-COMPUTED_IN = ("float32", "bfloat16")
+COMPUTED_IN = ("float32", "bfloat16", "int8")
 SHAPES = ((1, 16), (1, 128), (8, 16), (32, 16), (32, 128))  # texts x tokens
 PEER_SHAPES = ((1, 12), (32, 16))
 _MATMUL_SIZE = 2048
@@ -66,13 +68,15 @@ class EngineResults:
 
     Attributes:
         device: where it was computed.
-        threads: torch's.
+        threads: of ours and of torch.
+        engines: which of ours computes, by dtype.
         served_dtype: what `auto` chooses on this machine.
         matmul_gflops: the best rate of a large matrix product, by dtype.
     """
 
     device: str
     threads: int
+    engines: dict[str, str]
     served_dtype: str
     matmul_gflops: dict[str, float]
     engine: list[EngineResult]
@@ -92,10 +96,10 @@ class Engines:
         self.device = torch.device(compute.device)
         self.served_dtype = compute.dtype
         weights = repository / f"{model}_encoder" / "1" / "weights.parquet"
-        self.encoders = {
-            dtype: Encoder.open(weights, device=str(self.device), dtype=dtype)
-            for dtype in COMPUTED_IN
-        }
+        self.encoders: dict[str, Encoder] = {}
+        for dtype in COMPUTED_IN:
+            with contextlib.suppress(UnsupportedModel):  # int8 is not to be had everywhere
+                self.encoders[dtype] = Encoder.open(weights, device=compute.device, dtype=dtype)
         self.tokenizer = Tokenizer.open(repository / f"{model}_tokenizer" / "1")
         self._peer: Any = SentenceTransformer(
             str(source), device=str(self.device), local_files_only=True
@@ -115,8 +119,8 @@ class Engines:
     def measure(self, *, rounds: int, slice_ms: float, limit_s: float) -> EngineResults:
         """Times engine and peer in turns (see `interleaved_ms`), and the machine's own rate."""
         calls: dict[str, Callable[[], object]] = {}
-        for dtype in COMPUTED_IN:
-            for make, product in matmuls(DTYPES[dtype], self.device).items():
+        for dtype in self.encoders:
+            for make, product in matmuls(dtype, self.device).items():
                 calls[f"matmul {dtype} {make}"] = product
         for texts, tokens in SHAPES:
             ids = _ids(self.encoders["float32"].spec, texts, tokens)
@@ -126,7 +130,7 @@ class Engines:
             source, new = Texts(seed=count), of_tokens(tokens)
             own = [new(source) for _ in range(count)]
             calls[f"peer {count}x{tokens}"] = partial(self.reference, own)
-            for dtype in COMPUTED_IN:
+            for dtype in self.encoders:
                 calls[f"text {dtype} {count}x{tokens}"] = partial(self.embed, own, dtype)
         taken = interleaved_ms(calls, rounds=rounds, slice_ms=slice_ms, limit_s=limit_s)
         ms = {name: Sample.of(values) for name, values in taken.items()}
@@ -134,16 +138,17 @@ class Engines:
             dtype: matmul_gflops(
                 min(one.low for name, one in ms.items() if name.startswith(f"matmul {dtype} "))
             )
-            for dtype in COMPUTED_IN
+            for dtype in self.encoders
         }
         return EngineResults(
             device=str(self.device),
             threads=torch.get_num_threads(),
+            engines={dtype: encoder.compute.engine for dtype, encoder in self.encoders.items()},
             served_dtype=self.served_dtype,
             matmul_gflops=rates,
             engine=[
                 self._result(dtype, texts, tokens, ms[f"{dtype} {texts}x{tokens}"], rates[dtype])
-                for dtype in COMPUTED_IN
+                for dtype in self.encoders
                 for texts, tokens in SHAPES
             ],
             peer=[
@@ -151,7 +156,7 @@ class Engines:
                     texts,
                     tokens,
                     ms[f"peer {texts}x{tokens}"],
-                    {dtype: ms[f"text {dtype} {texts}x{tokens}"] for dtype in COMPUTED_IN},
+                    {dtype: ms[f"text {dtype} {texts}x{tokens}"] for dtype in self.encoders},
                 )
                 for texts, tokens in PEER_SHAPES
             ],
@@ -171,9 +176,20 @@ def flop_per_text(spec: ModelSpec, tokens: int) -> int:
     return int(2 * tokens * (linears + attention) * spec.config["num_hidden_layers"])
 
 
-def matmuls(dtype: torch.dtype, device: torch.device) -> dict[str, Callable[[], object]]:
-    """A large matrix product by either way that the engine has, by the way's name."""
+def matmuls(name: str, device: torch.device) -> dict[str, Callable[[], object]]:
+    """A large matrix product by torch's ways in that dtype, by the way's name."""
     n = _MATMUL_SIZE
+    if name == "int8":  # what TorchInductor emits: uint8 by int8, by oneDNN
+        ops = torch.ops.onednn
+        left = torch.randint(0, 255, (n, n), dtype=torch.uint8)
+        right = ops.qlinear_prepack(torch.randint(-127, 127, (n, n), dtype=torch.int8), [n, n])
+        scales, zeros = torch.full((n,), 0.01), torch.zeros(n, dtype=torch.int64)
+        quantized = partial(
+            ops.qlinear_pointwise, left, 0.01, 128, right, scales, zeros, torch.zeros(n), 1.0, 0,
+            torch.float32, "none", [], "",
+        )  # fmt: skip
+        return {"onednn": quantized}
+    dtype = DTYPES[name]
     x = torch.randn(n, n, device=device).to(dtype)
     weight, bias = torch.randn(n, n, device=device), torch.zeros(n, device=device)
     layers = {

@@ -273,7 +273,7 @@ def _engine(results: Results) -> list[str]:
     rows = [
         (
             f"{one.texts} x {one.tokens}",
-            one.dtype,
+            f"{one.dtype}, {engine.engines[one.dtype]}",
             one.ms.show(),
             f"{one.gflops:,.0f}",
             f"{100 * one.fraction:.0f} %",
@@ -285,7 +285,7 @@ def _engine(results: Results) -> list[str]:
         "## Engine in one process",
         "Token ids to embeddings, no server. The last column is the share of the rate that a large "
         f"matrix product reaches at its best in the same run and dtype (GFLOP/s: {rates}).",
-        table(["texts x tokens", "dtype", "ms", "GFLOP/s", "of that rate"], rows),
+        table(["texts x tokens", "dtype, engine", "ms", "GFLOP/s", "of that rate"], rows),
     ]
 
 
