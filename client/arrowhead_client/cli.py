@@ -24,6 +24,9 @@ class Command(NamedTuple):
 
 # Names only: the client imports none of the packages that these commands come from.
 COMMANDS = {
+    "configure": Command(
+        "arrowhead_conversion.registry_commands:configure", "convert", "Set how a model is served."
+    ),
     "convert": Command(
         "arrowhead_conversion.command:convert", "convert", "Convert a model to Parquet."
     ),

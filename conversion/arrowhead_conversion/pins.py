@@ -135,9 +135,9 @@ def with_pin(text: str, version: int) -> str:
         RegistryError: a step has no `model_version` to pin.
     """
     found = list(_PIN.finditer(masked(text)))
-    if len(found) < 2:
+    if not found or len(found) != len(strings(text, "model_name")):
         raise RegistryError(
-            "the ensemble's steps have no model_version each: write `model_version: -1` into both, "
+            "the ensemble's steps have no model_version each: write `model_version: -1` into all, "
             "after their model_name"
         )
     for match in reversed(found):

@@ -124,6 +124,14 @@ class Tokenizer:
                 truncated.append(cut)
         return ids, truncated
 
+    def encode_bytes(self, values: Iterable[bytes]) -> tuple[list[list[int]], list[bool]]:
+        """The same of texts in UTF-8.
+
+        Raises:
+            InvalidInput: names the first that is not.
+        """
+        return self.encode(utf8(values))
+
     def _prompted(self, text: str) -> str:
         """The text behind the model's default prompt, unless the caller chose a prompt of its."""
         return text if text.startswith(self._prompts) else self._default_prompt + text

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""input_ids, length -> embeddings. Decodes requests, calls the engine, encodes answers."""
+"""input_ids, length -> embeddings; or text -> embeddings. Decodes, calls the engine, encodes."""
 
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from arrowhead_engine.compute import instance_device
@@ -20,23 +22,30 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
+        folder = Path(args["model_repository"]).resolve()
         self.encoder = Encoder.open(
-            Path(args["model_repository"]).resolve() / args["model_version"] / "weights.parquet",
+            folder / args["model_version"] / "weights.parquet",
             device=instance_device(args["model_instance_kind"], args["model_instance_device_id"]),
             dtype=parameters["compute_dtype"]["string_value"],
         )
         # Raises, and so keeps the model from being ready, unless its vectors are the certified.
         self.encoder.verify()
+        tokenizer = args["model_name"].removesuffix("_encoder") + "_tokenizer"
+        self.tokenizer_folder = folder.parent / tokenizer / args["model_version"]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        # Only an ensemble of one step sends text here; the others are spared the import.
+        from arrowhead_engine.tokenizer import Tokenizer
+
+        return Tokenizer.open(self.tokenizer_folder)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         rows: list[Ids] = []
         parts: list[slice | InvalidInput] = []
         for request in requests:
-            # Views of Triton's memory, gone when execute returns; the engine copies what it keeps.
-            input_ids = pb_utils.get_input_tensor_by_name(request, "input_ids").as_numpy()
-            length = pb_utils.get_input_tensor_by_name(request, "length").as_numpy()
             try:
-                own = self.encoder.check(input_ids, length)
+                own = self._ids(request)
             except InvalidInput as error:
                 parts.append(error)
             else:
@@ -49,6 +58,16 @@ class TritonPythonModel:
             else pb_utils.InferenceResponse([pb_utils.Tensor("embeddings", embeddings[part])])
             for part in parts
         ]
+
+    def _ids(self, request: Any) -> list[Ids]:
+        # Views of Triton's memory, gone when execute returns; the engine copies what it keeps.
+        met = {t.name(): t for t in request.inputs()}
+        if met.keys() == {"input_ids", "length"}:
+            return self.encoder.check(met["input_ids"].as_numpy(), met["length"].as_numpy())
+        if met.keys() == {"text"}:
+            ids, _ = self.tokenizer.encode_bytes(met["text"].as_numpy().ravel())
+            return [np.array(row, np.int32) for row in ids]
+        raise InvalidInput(f"inputs {', '.join(sorted(met))}; wanted text, or input_ids and length")
 
 
 def _error(error: InvalidInput) -> Any:

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a model is served: in which dtype it computes, and in how many steps. By `config.pbtxt`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from arrowhead_conversion import pins
+from arrowhead_conversion.errors import RegistryError
+from arrowhead_conversion.repository import TEMPLATE, locked, template
+
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+Steps = Literal["fused", "two-step"]
+
+# One step: the encoder's process tokenizes too. The ensemble around it holds the response cache.
+FUSED = """ensemble_scheduling {{
+  step [
+    {{
+      model_name: "{name}_encoder"
+      model_version: {version}
+      input_map {{ key: "text" value: "text" }}
+      output_map {{ key: "embeddings" value: "embeddings" }}
+    }}
+  ]
+}}"""
+_DTYPE = re.compile(r'("compute_dtype".*?\bstring_value\s*:\s*")([^"]*)', re.DOTALL)
+
+
+def set_compute_dtype(repository: Path, name: str, dtype: str) -> None:
+    """Has the encoder compute in `dtype`, one of `COMPUTE_DTYPES`; served from the next start.
+
+    Raises:
+        RegistryError: there is no such model, or its configuration names no dtype.
+    """
+    path = _existing(repository, name) / f"{name}_encoder" / "config.pbtxt"
+    with locked(repository, name):
+        text = path.read_text(encoding="utf-8")
+        changed, count = _DTYPE.subn(rf"\g<1>{dtype}", text, count=1)
+        if not count:
+            raise RegistryError(f"{path} has no parameter compute_dtype to set")
+        pins.replace(path, changed)
+
+
+def set_steps(repository: Path, name: str, steps: Steps) -> None:
+    """Chains tokenizer and encoder ("two-step"), or has the encoder tokenize ("fused").
+
+    The vectors are the same. One step less saves a text on its own its way through a process.
+
+    Raises:
+        RegistryError: there is no such model, or its encoder takes no text.
+    """
+    path = _existing(repository, name) / name / "config.pbtxt"
+    encoder = repository / f"{name}_encoder" / "config.pbtxt"
+    if steps == "fused" and "text" not in pins.strings(encoder.read_text(encoding="utf-8"), "name"):
+        raise RegistryError(
+            f"{encoder} declares no input text, as earlier versions did not: convert the model "
+            "again under another name"
+        )
+    with locked(repository, name):
+        text = path.read_text(encoding="utf-8")
+        places = list(pins.fields(text, "ensemble_scheduling"))
+        if not places:
+            raise RegistryError(f"{path} has no ensemble_scheduling to set")
+        version = pins.pin(path.parent) or -1
+        start, end = places[0]
+        changed = text[:start] + _scheduling(name, version, steps) + text[end:]
+        pins.replace(path, changed)
+
+
+def _scheduling(name: str, version: int, steps: Steps) -> str:
+    if steps == "fused":
+        return FUSED.format(name=name, version=version)
+    text = (template() / TEMPLATE / "config.pbtxt").read_text(encoding="utf-8")
+    text = pins.with_pin(text.replace(f'"{TEMPLATE}', f'"{name}'), version)
+    start, end = next(pins.fields(text, "ensemble_scheduling"))
+    return text[start:end]
+
+
+def _existing(repository: Path, name: str) -> Path:
+    if not pins.versions(repository, name) or not (repository / name / "config.pbtxt").is_file():
+        raise RegistryError(f"{repository} holds no model {name!r}; `arrowhead models` lists them")
+    return repository
