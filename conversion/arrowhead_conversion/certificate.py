@@ -108,7 +108,7 @@ def certify(
     expected = _reference(model, compared, progress)
     gc.collect()  # the source library's modules refer to each other in circles
     file = WeightFile.open(weights)
-    digest = file.verify()
+    file.verify()
     engine = Encoder(file, spec, device="cpu", dtype="float32")
     tokens = Tokenizer.parse(tokenizer, spec)([case.ours for case in compared])
     rows = engine.check(tokens.input_ids, tokens.length)
@@ -136,7 +136,7 @@ def certify(
         worst_cosine=cosines[worst],
         mean_cosine=float(np.mean(cosines)),
         texts=len(compared),
-        weights_sha256=digest,
+        weights_sha256=file.sha256(),
         tokenizer_sha256=hashlib.sha256(tokenizer).hexdigest(),
         model_sha256=model_sha256({MODEL_KEY: spec.to_json()}),
         versions={name: version(name) for name in LIBRARIES},

@@ -25,6 +25,14 @@ FUSED = """ensemble_scheduling {{
     }}
   ]
 }}"""
+# So that the encoder has read its tokenizer before it is ready.
+WARMUP = """
+model_warmup {
+  name: "one text"
+  batch_size: 1
+  inputs { key: "text" value { data_type: TYPE_STRING dims: [ 1 ] zero_data: true } }
+}
+"""
 _DTYPE = re.compile(r'("compute_dtype".*?\bstring_value\s*:\s*")([^"]*)', re.DOTALL)
 
 
@@ -53,7 +61,8 @@ def set_steps(repository: Path, name: str, steps: Steps) -> None:
     """
     path = _existing(repository, name) / name / "config.pbtxt"
     encoder = repository / f"{name}_encoder" / "config.pbtxt"
-    if steps == "fused" and "text" not in pins.strings(encoder.read_text(encoding="utf-8"), "name"):
+    its_text = encoder.read_text(encoding="utf-8")
+    if steps == "fused" and "text" not in pins.strings(its_text, "name"):
         raise RegistryError(
             f"{encoder} declares no input text, as earlier versions did not: convert the model "
             "again under another name"
@@ -66,6 +75,9 @@ def set_steps(repository: Path, name: str, steps: Steps) -> None:
         version = pins.pin(path.parent) or -1
         start, end = places[0]
         changed = text[:start] + _scheduling(name, version, steps) + text[end:]
+        # Of the encoder's warm-ups ours alone is written as a single message.
+        its_text = pins.without(its_text, "model_warmup").rstrip() + "\n"
+        pins.replace(encoder, its_text + WARMUP if steps == "fused" else its_text)
         pins.replace(path, changed)
 
 

@@ -232,27 +232,31 @@ class WeightFile:
                 info.name, info.dtype, info.shape, self.buffer(info.name), self.scales(info.name)
             )
 
-    def verify(self) -> str:
-        """Reads every tensor and compares its checksum (about 1 GB/s).
+    def sha256(self) -> str:
+        """The SHA-256 of all tensors' bytes and scales in file order, in hexadecimal.
 
-        Returns:
-            the SHA-256 of all tensors' bytes and scales in file order, in hexadecimal.
+        Reads all of them (1.5 GB/s where the processor helps).
+        """
+        digest = hashlib.sha256()
+        for name in self.tensors:
+            digest.update(self.buffer(name))
+            digest.update(self.scales(name).tobytes())
+        return digest.hexdigest()
+
+    def verify(self) -> None:
+        """Reads every tensor and compares its checksum (about 1 GB/s).
 
         Raises:
             ChecksumMismatch: the first tensor whose bytes are not those that were written.
         """
-        digest = hashlib.sha256()
         for name, tensor in self.tensors.items():
             data, scales = self.buffer(name), self.scales(name).tobytes()
-            digest.update(data)
-            digest.update(scales)
             met = zlib.crc32(scales, zlib.crc32(data))
             if met != tensor.crc32:
                 raise ChecksumMismatch(
                     f"{self.path}: {name}: its bytes have CRC-32 {met:08x}, {tensor.crc32:08x} was "
                     "written; the file was changed or damaged, convert the model again"
                 )
-        return digest.hexdigest()
 
     def release(self) -> None:
         """Gives the pages that were read back to the system; what is touched again comes back.

@@ -49,8 +49,9 @@ def test_the_compute_dtype(models: Path) -> None:
 
 
 def test_one_step_and_back(models: Path) -> None:
-    before = (models / "tiny" / "config.pbtxt").read_text()
+    before = [(models / name / "config.pbtxt").read_text() for name in ("tiny", "tiny_encoder")]
     settings.set_steps(models, "tiny", "fused")
+    assert len(config(models / "tiny_encoder").model_warmup) == 2
     (step,) = config(models / "tiny").ensemble_scheduling.step
     assert (step.model_name, step.model_version) == ("tiny_encoder", 3)
     assert dict(step.input_map) == {"text": "text"}
@@ -58,8 +59,10 @@ def test_one_step_and_back(models: Path) -> None:
     settings.set_steps(models, "tiny", "fused")  # again is no harm
     text = (models / "tiny" / "config.pbtxt").read_text()
     assert pins.pins(pins.with_pin(text, 4)) == {4}
+    assert len(config(models / "tiny_encoder").model_warmup) == 2
     settings.set_steps(models, "tiny", "two-step")
-    assert (models / "tiny" / "config.pbtxt").read_text() == before
+    after = [(models / name / "config.pbtxt").read_text() for name in ("tiny", "tiny_encoder")]
+    assert after == before
 
 
 def test_an_encoder_that_takes_no_text_cannot_be_fused(models: Path) -> None:
