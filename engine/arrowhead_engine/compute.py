@@ -122,9 +122,21 @@ def instance_device(kind: str, device_id: str) -> str:
     return f"cuda:{device_id}" if kind == "GPU" and has_cuda() else "cpu"
 
 
-def processors(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """How many threads this process can keep busy: its cores, or its container's share of them."""
-    cores = len(os.sched_getaffinity(0))
+def processors(
+    cpu_max: Path = Path("/sys/fs/cgroup/cpu.max"), cpus: Path = Path("/sys/devices/system/cpu")
+) -> int:
+    """How many threads this process can keep busy: its cores, or its container's share of them.
+
+    Two processors that share a core's arithmetic count once.
+    """
+    siblings = set()
+    for cpu in os.sched_getaffinity(0):
+        try:
+            text = (cpus / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text("ascii")
+        except OSError:
+            text = str(cpu)
+        siblings.add(text)
+    cores = len(siblings)
     try:
         quota, period = cpu_max.read_text(encoding="ascii").split()
         return min(cores, max(1, int(quota) // int(period)))

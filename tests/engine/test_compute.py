@@ -135,5 +135,16 @@ def test_a_containers_share_of_the_cores_counts(
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
     (tmp_path / "cpu.max").write_text(text)
-    assert compute.processors(tmp_path / "cpu.max") == wanted
-    assert compute.processors(tmp_path / "none") == 64
+    assert compute.processors(tmp_path / "cpu.max", tmp_path) == wanted
+    assert compute.processors(tmp_path / "none", tmp_path) == 64
+
+
+def test_two_processors_of_one_core_count_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 5})
+    for cpu in range(6):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{cpu % 3},{cpu % 3 + 3}\n")
+    assert compute.processors(tmp_path / "none", tmp_path) == 3

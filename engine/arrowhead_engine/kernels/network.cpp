@@ -240,13 +240,14 @@ struct Job {
     Texts texts;
     Chunk* chunks;
     int count;
-    bool together;        // all threads on one chunk after the other, or each thread on its own
+    int members;          // threads at work
+    bool together;        // all of them on one chunk after the other, or each on its own
     Stretch* stretches;   // together: of every chunk's walk; else one
 
-    static void task(void* of, int rank) {
+    static void task(void* of, int number) {
         Job& job = *(Job*)of;
         Network& net = job.net;
-        Workspace& own = net.workspaces[rank];
+        Workspace& own = net.workspaces[number];
         if (!job.together) {
             share(job.stretches, job.count, 1, [&](int i) {
                 Walk{net.plan, job.texts, job.chunks[i], own, own.scratch, 1, nullptr}.whole();
@@ -254,8 +255,8 @@ struct Job {
             return;
         }
         for (int i = 0; i < job.count; i++)
-            Walk{net.plan, job.texts, job.chunks[i], net.workspaces[0], own.scratch, net.team->size(),
-                 job.stretches + i * Walk::stretches(net.plan)}.whole();
+            Walk{net.plan, job.texts, job.chunks[i], net.workspaces[0], own.scratch, job.members,
+                 job.stretches ? job.stretches + i * Walk::stretches(net.plan) : nullptr}.whole();
     }
 };
 
@@ -267,6 +268,13 @@ static int chunk_rows(const Plan& plan) {
 
 // Below so many rows for each thread, threads do better to share the weights than the texts.
 constexpr int FEW_ROWS = 32;
+
+// Threads that can share a chunk to advantage: of few rows each needs some panels, or taking them costs
+// more than multiplying them.
+static int sharers(const Plan& plan, int threads, int rows) {
+    int panels = plan.width / PANEL, most = rows < 2 * FEW_ROWS ? (panels + 2) / 3 : panels;
+    return threads < most ? threads : most;
+}
 
 static int cut(const Plan& plan, int threads, const Texts& texts, Chunk* chunks, bool* together) {
     int total = 0, longest = 0;
@@ -335,22 +343,23 @@ EXPORT int arrowhead_embed(Network* net, int count, const int32_t* ids, const in
     Chunk* chunks = (Chunk*)malloc(sizeof(Chunk) * count);
     int* starts = (int*)malloc(sizeof(int) * count);
     if (chunks && starts) {
-        Job job{*net, {count, ids, lengths, skips, poolings, pooling, out, starts}, chunks, 0, false, nullptr};
+        Job job{*net, {count, ids, lengths, skips, poolings, pooling, out, starts}, chunks, 0, 1, false, nullptr};
         job.count = cut(net->plan, threads, job.texts, chunks, &job.together);
         int most = 0, longest = 0;
         for (int i = 0; i < job.count; i++) most = chunks[i].rows > most ? chunks[i].rows : most;
         for (int i = 0; i < count; i++) longest = lengths[i] > longest ? lengths[i] : longest;
+        job.members = job.together ? sharers(net->plan, threads, most) : threads < job.count ? threads : job.count;
         bool room = true;
-        for (int i = 0; i < threads; i++)
+        for (int i = 0; i < job.members; i++)
             room = room && net->workspaces[i].reserve(net->plan, job.together && i ? 0 : most, longest);
         size_t bytes = sizeof(Stretch) * (job.together ? job.count * Walk::stretches(net->plan) : 1);
-        if (threads > 1) {
+        if (job.members > 1) {
             job.stretches = (Stretch*)aligned_alloc(64, bytes);
             room = room && job.stretches;
             if (room) memset(job.stretches, 0, bytes);
         }
         if (room) {
-            net->team->run(Job::task, &job);
+            net->team->run(Job::task, &job, job.members);
             status = 0;
         }
         free(job.stretches);

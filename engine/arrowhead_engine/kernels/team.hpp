@@ -45,58 +45,57 @@ constexpr int MOST_THREADS = 256;
 
 class Team {
 public:
-    explicit Team(int size) : size_(size < MOST_THREADS ? size : MOST_THREADS) {
-        for (int i = 1; i < size_; i++) {
-            start_[i] = {this, i};
-            pthread_create(&threads_[i], nullptr, [](void* s) -> void* {
-                ((Start*)s)->team->wait(((Start*)s)->rank);
-                return nullptr;
-            }, &start_[i]);
-        }
+    explicit Team(int size) : size_(1) {
+        if (size > MOST_THREADS) size = MOST_THREADS;
+        auto start = [](void* team) -> void* { return ((Team*)team)->wait(), nullptr; };
+        while (size_ < size && pthread_create(&threads_[size_], nullptr, start, this) == 0) size_++;
     }
     ~Team() {
         __atomic_store_n(&quit_, 1, SEQ);
-        announce();
+        announce(MOST_THREADS);
         for (int i = 1; i < size_; i++) pthread_join(threads_[i], nullptr);
     }
     int size() const { return size_; }
 
-    // Calls task(of, rank) here and in the other threads as they come; returns when all have left it.
-    void run(void (*task)(void* of, int rank), void* of) {
-        if (size_ == 1) return task(of, 0);
-        task_ = task, of_ = of;
+    // Calls task(of, 0) here and, with other numbers below `members`, in as many others as come in time;
+    // returns when all have left it.
+    void run(void (*task)(void* of, int number), void* of, int members) {
+        if (members == 1) return task(of, 0);
+        task_ = task, of_ = of, members_ = members, joined_ = 0;
         __atomic_store_n(&open_, 1, SEQ);
-        announce();
+        announce(members - 1);
         task(of, 0);
         __atomic_store_n(&open_, 0, SEQ);
         while (__atomic_load_n(&inside_, SEQ)) _mm_pause();
     }
 
 private:
-    struct Start { Team* team; int rank; };
-    void announce() {
+    void announce(int wanted) {
         __atomic_fetch_add(&calls_, 1, SEQ);
-        if (__atomic_load_n(&asleep_, SEQ)) syscall(SYS_futex, &calls_, FUTEX_WAKE_PRIVATE, MOST_THREADS, 0, 0, 0);
+        if (__atomic_load_n(&asleep_, SEQ)) syscall(SYS_futex, &calls_, FUTEX_WAKE_PRIVATE, wanted, 0, 0, 0);
     }
-    void wait(int rank) {
+    void wait() {
         for (int seen = 0; !__atomic_load_n(&quit_, SEQ);) {
             // Looks for a while before it sleeps: waking takes the system some 50 us.
-            for (int spins = 0; __atomic_load_n(&calls_, ACQUIRE) == seen; spins++) {
-                if (spins < SPINS) { _mm_pause(); continue; }
+            for (int looks = 0; __atomic_load_n(&calls_, ACQUIRE) == seen; looks++) {
+                if (looks < LOOKS) { _mm_pause(); continue; }
                 __atomic_fetch_add(&asleep_, 1, SEQ);
                 syscall(SYS_futex, &calls_, FUTEX_WAIT_PRIVATE, seen, 0, 0, 0);
                 __atomic_fetch_sub(&asleep_, 1, SEQ);
             }
             seen = __atomic_load_n(&calls_, ACQUIRE);
+            // Once inside, the call stays open until this thread has left it.
             __atomic_fetch_add(&inside_, 1, SEQ);
-            if (__atomic_load_n(&open_, SEQ)) task_(of_, rank);
+            if (__atomic_load_n(&open_, SEQ)) {
+                int number = __atomic_add_fetch(&joined_, 1, SEQ);
+                if (number < members_) task_(of_, number);
+            }
             __atomic_fetch_sub(&inside_, 1, SEQ);
         }
     }
-    static constexpr int SPINS = 1000;
-    int size_, calls_ = 0, asleep_ = 0, open_ = 0, inside_ = 0, quit_ = 0;
+    static constexpr int LOOKS = 1000;  // up to 0.1 ms
+    int size_, calls_ = 0, asleep_ = 0, open_ = 0, inside_ = 0, quit_ = 0, members_ = 0, joined_ = 0;
     void (*task_)(void*, int) = nullptr;
     void* of_ = nullptr;
     pthread_t threads_[MOST_THREADS];
-    Start start_[MOST_THREADS];
 };
