@@ -71,26 +71,26 @@ async def closed_loop(
         WrongAnswer, OSError: a request failed; the others are given up.
     """
     took: list[tuple[float, float]] = []  # when an answer came, and after how long
-    unanswered = {id(road) for road in roads}
+    unanswered = set(range(len(roads)))
     warm, enough, ending, counted_from = asyncio.Event(), asyncio.Event(), False, 0
 
-    async def client(road: Road) -> None:
+    async def client(number: int, road: Road) -> None:
         while not ending:
             texts = make()
             began = time.perf_counter()
             await road.embed(texts)
             ended = time.perf_counter()
             took.append((ended, ended - began))
-            unanswered.discard(id(road))
+            unanswered.discard(number)
             if not unanswered:
                 warm.set()
             if counted_from and len(took) - counted_from >= len(roads):
                 enough.set()
 
-    clients = [asyncio.ensure_future(client(road)) for road in roads]
-    for one in clients:  # one that failed shall not be waited for
-        one.add_done_callback(lambda _: warm.set())
-        one.add_done_callback(lambda _: enough.set())
+    clients = [asyncio.ensure_future(client(*one)) for one in enumerate(roads)]
+    for task in clients:  # one that failed shall not be waited for
+        task.add_done_callback(lambda _: warm.set())
+        task.add_done_callback(lambda _: enough.set())
     try:
         await _within(warm, _LONGEST_WAIT_S)
         start, counted_from = time.perf_counter(), len(took)
@@ -99,8 +99,8 @@ async def closed_loop(
         ending, counted = True, took[counted_from:]
         await asyncio.gather(*clients)
     finally:
-        for one in clients:
-            one.cancel()
+        for task in clients:
+            task.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
     end = counted[-1][0] if counted else time.perf_counter()
     return summary([latency for _, latency in counted], end - start)

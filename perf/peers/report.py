@@ -245,7 +245,8 @@ def _what_they_do(results: PeerResults) -> list[str]:
         "\n".join(lines),
         "The FastAPI servers run under uvicorn with uvloop and httptools, read requests with "
         "orjson and answer with the vectors' bytes; one thread runs the engine while the event "
-        "loop reads and writes. The generator is one asyncio process, with a connection a client.",
+        "loop reads and writes. The generator is one asyncio process, with a connection a client "
+        "over HTTP and one for all over gRPC.",
         "Installed, an environment each:",
         "\n".join(versions),
     ]

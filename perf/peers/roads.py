@@ -2,7 +2,7 @@
 """How a server is asked for vectors: one small class a protocol, nothing between it and the socket.
 
 Every answer is read in full and comes back as the vectors' bytes (float32, row by row), checked for
-their number. A road belongs to one client at a time.
+their number. An HTTP road belongs to one client at a time, a gRPC road may be shared.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class TritonHttpRoad(HttpConnection):
 
 
 class GrpcRoad:
-    """To Triton's gRPC, by its own stubs; a road of one's own is a connection of one's own."""
+    """To Triton's gRPC, by its own stubs, over one connection."""
 
     def __init__(self, port: int) -> None:
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]

@@ -34,11 +34,17 @@ class Door:
     Attributes:
         key, title: of the row in the results.
         road: makes a client's way in.
+        shared: whether one is enough for all clients, as gRPC's are.
     """
 
     key: str
     title: str
     road: Callable[[], Road]
+    shared: bool = False
+
+    def roads(self, clients: int) -> list[Road]:
+        """A way in for each client, or the same one for all."""
+        return [self.road()] * clients if self.shared else [self.road() for _ in range(clients)]
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ def arrowhead(repository: Path, dtype: str, *, http: bool) -> Kind:
             copy = with_dtype(repository, Path(folder), dtype)
             with served(copy) as server:
                 grpc_port, http_port = server.address.grpc_port, server.address.http_port
-                doors = [Door(key, f"{title}, gRPC", lambda: GrpcRoad(grpc_port))]
+                doors = [Door(key, f"{title}, gRPC", lambda: GrpcRoad(grpc_port), shared=True)]
                 if http:
                     doors.append(
                         Door(f"{key}-http", f"{title}, HTTP", lambda: TritonHttpRoad(http_port))

@@ -135,11 +135,11 @@ async def _load(door: Door, load: Load, source: Texts, seconds: float) -> Measur
     def make() -> list[str]:
         return [load.make(source) for _ in range(load.texts)]
 
-    roads = [door.road() for _ in range(load.clients)]
+    roads = door.roads(load.clients)
     try:
         return await closed_loop(roads, make, seconds)
     finally:
-        for road in roads:
+        for road in set(roads):
             await road.close()
 
 
