@@ -121,12 +121,8 @@ def main(quick: bool, sts: Path | None, repository: Path, out: Path, peers: bool
         readme.write_text(report.in_readme(text, report.summary(results)), encoding="utf-8")
     click.echo(f"{results.seconds:.0f} s; {out / 'README.md'}")
     if peers:
-        # In a process without torch: what is mapped here takes a share of the servers' memory.
         options = [*(["--quick"] if quick else []), *([f"--sts={sts}"] if sts else [])]
-        options += [f"--repository={repository}", f"--out={out}"]
-        ended = subprocess.run([sys.executable, "-m", "perf.peers", *options], check=False)
-        if ended.returncode:
-            raise click.ClickException("the peers were not measured; see above")
+        _peers([*options, f"--repository={repository}", f"--out={out}"])
 
 
 def _measure(effort: Effort, repository: Path, pairs: StsPairs | None) -> Results:
@@ -175,6 +171,22 @@ def _measure(effort: Effort, repository: Path, pairs: StsPairs | None) -> Result
         weights=weight,
         engine=engine,
     )
+
+
+def _peers(options: list[str]) -> None:
+    """In a process without torch: what is mapped here would take a share of their memory."""
+    process = subprocess.Popen([sys.executable, "-m", "perf.peers", *options])
+    try:
+        failed = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # it had the same Ctrl-C, and stops what it started
+        raise
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if failed:
+        raise click.ClickException("the peers were not measured; see above")
 
 
 def _perf_analyzer(say: Callable[[str], None]) -> perf_analyzer.PerfAnalyzer | str:

@@ -133,7 +133,7 @@ def _measure(
                 say(f"pass {number + 1} of {effort.passes}: {kind.title}")
                 sessions.serve(loop, kind, number)
     finally:
-        loop.close()
+        _close(loop)
     say("engines without servers")
     missing = {**candidates.missing, **sessions.missing}
     in_process = inprocess.measure(
@@ -166,6 +166,16 @@ def _measure(
         engine=_engine(effort, repository, checkpoint),
         seconds=time.monotonic() - began,
     )
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    """Ends what a Ctrl-C left running in it, too."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks))
+    loop.close()
 
 
 def _engine(effort: Effort, repository: Path, checkpoint: Path) -> EngineResults:
