@@ -34,6 +34,7 @@ def _latency(results: PeerResults, file: Path) -> None:
                 _curve(axes, server, field, place)
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:,g}"))
             axes.set_xlabel("clients at once, new texts of 5-60 words")
             axes.set_ylabel("ms (log scale)")
@@ -83,21 +84,25 @@ def _roofline(results: PeerResults, file: Path) -> None:
         colours = (BLUE, ORANGE, "#009e73", "#cc79a7")
         for colour, (dtype, rate) in zip(colours, engine.matmul_gflops.items(), strict=False):
             axes.axhline(rate, linestyle="--", color=colour, label=f"{dtype}: a large product")
-            points = sorted(
-                (one.texts * one.tokens, one.gflops, one.texts)
-                for one in engine.engine
-                if one.dtype == dtype
+            found = sorted(
+                (one for one in engine.engine if one.dtype == dtype),
+                key=lambda one: (one.texts * one.tokens, one.gflops),
             )
-            axes.plot(
-                [p[0] for p in points],
-                [p[1] for p in points],
-                "-o",
-                color=colour,
-                label=f"{dtype}: our engine",
-            )
+            tokens = [one.texts * one.tokens for one in found]
+            line = [one.gflops for one in found]
+            axes.plot(tokens, line, "-o", color=colour, label=f"{dtype}: our engine")
+            for one, where in zip(found, tokens, strict=True):
+                axes.annotate(
+                    f"{one.texts} x {one.tokens}",
+                    (where, one.gflops),
+                    xytext=(6, -11),
+                    textcoords="offset points",
+                    fontsize=8,
+                )
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("tokens in a call (texts x tokens each)")
+        axes.set_xlabel("tokens in a call (texts x tokens of each)")
         axes.set_ylabel("GFLOP/s")
         axes.set_title("Our engine beside this machine's own matrix rate")
         axes.legend()
