@@ -20,10 +20,10 @@ from arrowhead_engine.errors import UnsupportedModel
 from arrowhead_engine.spec import Ids, ModelSpec
 from arrowhead_engine.tensors import DTYPES
 from arrowhead_engine.tokenizer import Tokenizer
+from perf.dtypes import COMPUTED_IN
 from perf.stats import Sample, Vectors, interleaved_ms
 from perf.texts import Texts, of_tokens
 
-COMPUTED_IN = ("float32", "bfloat16", "int8")
 SHAPES = ((1, 16), (1, 128), (8, 16), (32, 16), (32, 128))  # texts x tokens
 PEER_SHAPES = ((1, 12), (32, 16))
 _MATMUL_SIZE = 2048

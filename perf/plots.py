@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from perf.load import CONCURRENCIES, LoadResult
 from perf.results import Results
 
-_BLUE, _ORANGE = "#0072b2", "#d55e00"  # told apart by the colour-blind too
+BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by the colour-blind too
 _STAGE_COLOURS = ("#56b4e9", "#0072b2", "#e69f00", "#009e73", "#d55e00")
-_KINDS = (("mixed", "new texts of 5-60 words", _BLUE), ("hit", "one cached text", _ORANGE))
+_KINDS = (("mixed", "new texts of 5-60 words", BLUE), ("hit", "one cached text", ORANGE))
 
 
 def draw(results: Results, folder: Path) -> list[str]:
@@ -65,7 +65,7 @@ def _memory(results: Results, file: Path) -> None:
         names = [process.name for process in results.server.loaded]
         series = (
             ("PSS, idle", results.server.idle, "pss_mb", "#a6cee3"),
-            ("PSS, after load", results.server.loaded, "pss_mb", _BLUE),
+            ("PSS, after load", results.server.loaded, "pss_mb", BLUE),
             ("RSS, after load", results.server.loaded, "rss_mb", "#bbbbbb"),
         )
         height = 0.8 / len(series)
@@ -126,11 +126,21 @@ def _over_concurrency(axes: Any, label: str) -> None:
 
 @contextmanager
 def _axes(file: Path, title: str, *, height: float = 4.5) -> Iterator[Any]:
+    with figure_of(file, size=(8, height)) as (_, (axes,)):
+        axes.set_title(title)
+        yield axes
+
+
+@contextmanager
+def figure_of(
+    file: Path, *, size: tuple[float, float], columns: int = 1
+) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure and its axes side by side, to be drawn on; written to `file` at the end."""
     # A figure of its own, not pyplot's: no display is looked for.
-    figure = Figure(figsize=(8, height), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(visible=True, alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.set_title(title)
-    yield axes
+    figure = Figure(figsize=size, layout="constrained")
+    every = list(figure.subplots(1, columns, squeeze=False)[0])
+    for axes in every:
+        axes.grid(visible=True, alpha=0.3)
+        axes.set_axisbelow(True)
+    yield figure, every
     figure.savefig(file, dpi=120)

@@ -10,7 +10,7 @@ from perf.results import Results
 from perf.server import ProcessMemory
 from perf.targets import targets
 
-_DISTURBED = "**Others worked on this machine during the run: read no figure as the server's own.**"
+DISTURBED = "**Others worked on this machine during the run: read no figure as the server's own.**"
 
 
 def page(results: Results, plots: Collection[str]) -> str:
@@ -19,12 +19,12 @@ def page(results: Results, plots: Collection[str]) -> str:
         *_head(results),
         *_targets(results),
         *_cold_start(results),
-        *_picture(plots, "cold_start.png", "Stages of a cold start, in seconds"),
+        *picture(plots, "cold_start.png", "Stages of a cold start, in seconds"),
         *_loads(results),
-        *_picture(plots, "latency.png", "Latency in ms over requests in flight"),
-        *_picture(plots, "throughput.png", "Requests a second over requests in flight"),
+        *picture(plots, "latency.png", "Latency in ms over requests in flight"),
+        *picture(plots, "throughput.png", "Requests a second over requests in flight"),
         *_memory(results),
-        *_picture(plots, "memory.png", "Memory of each process in MB"),
+        *picture(plots, "memory.png", "Memory of each process in MB"),
         *_weights(results),
         *_quality(results),
         *_engine(results),
@@ -43,7 +43,7 @@ def summary(results: Results) -> str:
             f"{machine.cpu}, {machine.cores} cores shared by server and load generator, "
             f"{results.dtype} compute, Triton {results.server.triton}, {machine.date}. "
             f"Worst cosine with sentence-transformers through the server: {cosine:.6f}.",
-            *([_DISTURBED] if results.is_disturbed else []),
+            *([DISTURBED] if results.is_disturbed else []),
             table(["the specification's target", "wanted", "measured", ""], rows),
         ]
     )
@@ -72,7 +72,8 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _picture(plots: Collection[str], file: str, alt: str) -> list[str]:
+def picture(plots: Collection[str], file: str, alt: str) -> list[str]:
+    """The image in Markdown, if it was drawn."""
     return [f"![{alt}]({file})"] if file in plots else []
 
 
@@ -101,7 +102,7 @@ def _head(results: Results) -> list[str]:
     if results.quick:
         parts.append("**A smoke run (`--quick`): too short for its figures to mean much.**")
     if results.is_disturbed:
-        parts.append(_DISTURBED)
+        parts.append(DISTURBED)
     return [*parts, table(["", ""], rows).replace("---:", "---")]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -99,8 +100,9 @@ class Vectored:
     show_default="perf/results",
     help="Where to write.",
 )
-def main(quick: bool, sts: Path | None, repository: Path, out: Path) -> None:
-    """Measure this machine: cold start, latency, throughput, memory, files, quality, engine."""
+@click.option("--peers/--no-peers", default=True, help="Also other servers (perf.peers).")
+def main(quick: bool, sts: Path | None, repository: Path, out: Path, peers: bool) -> None:
+    """Measure this machine: starts, latency, throughput, memory, files, quality, engine, peers."""
     # As Ctrl-C does, so that what was started is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here leaves the machine
@@ -118,6 +120,9 @@ def main(quick: bool, sts: Path | None, repository: Path, out: Path) -> None:
         text = readme.read_text(encoding="utf-8")
         readme.write_text(report.in_readme(text, report.summary(results)), encoding="utf-8")
     click.echo(f"{results.seconds:.0f} s; {out / 'README.md'}")
+    if peers:
+        options = [*(["--quick"] if quick else []), *([f"--sts={sts}"] if sts else [])]
+        _peers([*options, f"--repository={repository}", f"--out={out}"])
 
 
 def _measure(effort: Effort, repository: Path, pairs: StsPairs | None) -> Results:
@@ -166,6 +171,22 @@ def _measure(effort: Effort, repository: Path, pairs: StsPairs | None) -> Result
         weights=weight,
         engine=engine,
     )
+
+
+def _peers(options: list[str]) -> None:
+    """In a process without torch: what is mapped here would take a share of their memory."""
+    process = subprocess.Popen([sys.executable, "-m", "perf.peers", *options])
+    try:
+        failed = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # it had the same Ctrl-C, and stops what it started
+        raise
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if failed:
+        raise click.ClickException("the peers were not measured; see above")
 
 
 def _perf_analyzer(say: Callable[[str], None]) -> perf_analyzer.PerfAnalyzer | str:

@@ -118,13 +118,17 @@ class Served:
 
     def memory(self) -> list[ProcessMemory]:
         """The memory of every process of the server, the largest last."""
-        found = []
-        for pid in [self.process.pid, *_descendants(self.process.pid)]:
-            with contextlib.suppress(OSError):  # it ended meanwhile
-                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-                name = "arrowhead serve" if pid == self.process.pid else _name(pid)
-                found.append(parse_smaps_rollup(name, rollup))
-        return sorted(found, key=lambda process: process.pss_mb)
+        return memory_of(self.process.pid, "arrowhead serve")
+
+
+def memory_of(root: int, name: str) -> list[ProcessMemory]:
+    """The memory of a process, called `name`, and of all below it, the largest last."""
+    found = []
+    for pid in [root, *_descendants(root)]:
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+            found.append(parse_smaps_rollup(name if pid == root else _name(pid), rollup))
+    return sorted(found, key=lambda process: process.pss_mb)
 
 
 @contextlib.contextmanager
