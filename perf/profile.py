@@ -80,12 +80,12 @@ class Effort:
 FULL = Effort(
     passes=3,
     load_s=4.0,
-    line_s=8.0,
-    repeated_s=24.0,
+    line_s=5.0,
+    repeated_s=21.0,
     counts=(1, 2, 4),
     rounds=200,
     scaling=scaling.Shapes(
-        scaling.series_of(quick=False), scaling.SIZES, rounds=5, slice_ms=30.0, limit_s=40.0
+        scaling.series_of(quick=False), scaling.SIZES, rounds=8, slice_ms=12.0, limit_s=45.0
     ),
 )
 QUICK = Effort(
@@ -179,7 +179,7 @@ def measure(effort: Effort, repository: Path, parts: Sequence[str]) -> ProfileRe
             effort.counts,
             passes=effort.passes,
             seconds=effort.load_s,
-            line_s=effort.line_s,
+            line_s=1.5 * effort.line_s,
             say=say,
         )
         others.look()

@@ -137,6 +137,7 @@ def _scaling(results: ScalingResults) -> list[str]:
     parts = [
         "## What a token costs",
         "The encoder alone in this process, ids to embeddings, in turns: microseconds of a token. "
+        "Neighbours are compared by their lowest figures, which others' work touches least. "
         f"Engines: {', '.join(f'{name} {engine}' for name, engine in results.engine.items())}."
         + "".join(f" No {name}: {why}." for name, why in results.missing.items()),
     ]
@@ -284,8 +285,8 @@ def _instances(results: ProfileResults) -> list[str]:
     return [
         "## Processes of the encoder",
         "`count` of the encoder's `instance_group`. Memory is PSS of all the server's processes, "
-        "in MB (10^6 bytes). The load: new texts of 5-60 words from 32 callers. Then, as above, one "
-        f"caller's short texts beside another's requests of {MOST_TEXTS} texts of {LONG_TOKENS} "
+        "in MB (10^6 bytes). The load: new texts of 5-60 words from 32 callers. Then, as above, "
+        f"one caller's short texts beside another's requests of {MOST_TEXTS} x {LONG_TOKENS} "
         "tokens.",
         table(
             [

@@ -109,13 +109,15 @@ def _grown(axes: Any, name: str, series: Sequence[Series]) -> None:
     for one in series:
         x = [point.texts if by_batch else point.tokens for point in one.points]
         colour = _COLOURS[one.dtype]
-        axes.plot(x, [p.us.median for p in one.points], "-o", ms=3, label=one.dtype, color=colour)
+        lowest, medians = [p.us.low for p in one.points], [p.us.median for p in one.points]
+        axes.plot(x, lowest, "-o", ms=3, label=one.dtype, color=colour)
+        axes.fill_between(x, lowest, medians, color=colour, alpha=0.15)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylim(bottom=0)
     axes.set_title(name)
     axes.set_xlabel("texts" if by_batch else "tokens of a text")
-    axes.set_ylabel("us per token")
+    axes.set_ylabel("us per token (bands: up to the median)")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
 
@@ -128,7 +130,7 @@ def _sizes(axes: Any, sizes: Sequence[Size]) -> None:
             point = own[0].points[i]
             axes.plot(
                 [one.parameters / 1e6 for one in own],
-                [one.points[i].us.median for one in own],
+                [one.points[i].us.low for one in own],
                 style,
                 ms=4,
                 color=colour,
