@@ -79,13 +79,13 @@ class Effort:
 
 FULL = Effort(
     passes=3,
-    load_s=4.0,
+    load_s=3.0,
     line_s=5.0,
     repeated_s=21.0,
     counts=(1, 2, 4),
     rounds=200,
     scaling=scaling.Shapes(
-        scaling.series_of(quick=False), scaling.SIZES, rounds=8, slice_ms=12.0, limit_s=45.0
+        scaling.series_of(quick=False), scaling.SIZES, rounds=8, slice_ms=12.0, limit_s=35.0
     ),
 )
 QUICK = Effort(

@@ -82,7 +82,9 @@ def _time(results: TimeResults) -> list[str]:
         f"{_batch(alone)} and {_batch(loaded)} texts, the load's own mean). What is then left of "
         "it is the Python backend's way to its process and back, and, under load, waiting for a "
         "core. A request in a batch waits for all of it, so under load a stage holds the whole "
-        "batch's time.",
+        "batch's time. A part below zero is one that others overlap: a model's output stage goes "
+        "on for a moment after the next one has begun, and what took longer in this process than "
+        "in the server leaves less than nothing.",
         table(["where", "what", *(where.seen.title for where in results.where)], rows),
         f"Between what the caller sees of one text at a time and what Triton counts lie {gap:,.0f} "
         f"us ({gap / alone.total_us:.0%}): gRPC on both sides, loopback, and the caller's loop. "

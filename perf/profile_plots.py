@@ -63,7 +63,7 @@ def _time(results: TimeResults, file: Path) -> None:
     )
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-    axes.set_title("Shares of a request's mean latency")
+    axes.set_title("Shares of a request's mean latency (where parts overlap, beyond 100 %)")
     handles, labels = axes.get_legend_handles_labels()
     order = [": ".join(key) for key in names]
     unique = dict(zip(labels, handles, strict=True))

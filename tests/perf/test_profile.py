@@ -194,7 +194,7 @@ def test_the_parts_of_a_request_add_up_to_what_its_caller_sees():
     no_op = take_apart(_seen("no-op"), INSIDE, no_op=True)
     assert no_op.total_us == pytest.approx(3000)
     assert (ENCODER, "infer: engine") not in {(part.where, part.name) for part in no_op.parts}
-    assert where.seen.batch == 2
+    assert where.seen.batch == 2  # ten texts in five executions
 
 
 def _scaling(dearest: float) -> ScalingResults:
