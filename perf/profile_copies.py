@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies of a model repository with one thing changed. Weights are linked, not copied."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from perf.server import MODEL
+
+_NO_OP = '''\
+"""An encoder that computes nothing: ones."""
+
+import json
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        outputs = json.loads(args["model_config"])["output"]
+        self.width = int(outputs[0]["dims"][0])
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        length = pb_utils.get_input_tensor_by_name(request, "length").as_numpy()
+        vectors = np.ones((len(length), self.width), np.float32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("embeddings", vectors)])
+'''
+
+
+def with_no_op(repository: Path, folder: Path) -> Path:
+    """A copy in `folder`, to be made, whose encoder answers ones without computing anything."""
+    _copy(repository, folder)
+    for version in _versions(folder / f"{MODEL}_encoder"):
+        (version / "model.py").write_text(_NO_OP, encoding="utf-8")
+    return folder
+
+
+def with_instances(repository: Path, folder: Path, count: int) -> Path:
+    """A copy in `folder`, to be made, that asks for so many processes of the encoder.
+
+    Raises:
+        ValueError: its configuration does not say how many there are.
+    """
+    _copy(repository, folder)
+    path = folder / f"{MODEL}_encoder" / "config.pbtxt"
+    path.write_text(with_count(path.read_text(encoding="utf-8"), count), encoding="utf-8")
+    return folder
+
+
+def with_count(config: str, count: int) -> str:
+    """The text of a config.pbtxt with another number of instances.
+
+    >>> with_count("instance_group [ { kind: KIND_CPU count: 1 } ]", 2)
+    'instance_group [ { kind: KIND_CPU count: 2 } ]'
+    """
+    changed, places = re.subn(
+        r"(instance_group\s*:?\s*\[?\s*\{[^}]*?\bcount\s*:\s*)\d+", rf"\g<1>{count}", config
+    )
+    if places != 1:
+        raise ValueError(f"a config.pbtxt with {places} instance groups that have a count, not 1")
+    return changed
+
+
+def _copy(repository: Path, folder: Path) -> None:
+    for part in (MODEL, f"{MODEL}_tokenizer", f"{MODEL}_encoder"):
+        for source in (repository / part).rglob("*"):
+            target = folder / part / source.relative_to(repository / part)
+            if source.is_dir():
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.suffix == ".parquet":
+                target.symlink_to(source.resolve())
+            else:
+                shutil.copyfile(source, target)
+
+
+def _versions(model: Path) -> list[Path]:
+    return [folder for folder in model.iterdir() if folder.name.isdecimal()]
