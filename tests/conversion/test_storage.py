@@ -68,7 +68,7 @@ def test_int8_words_stay_in_the_map(tiny: Path, tmp_path: Path) -> None:
     made = convert(str(tiny), "tiny", tmp_path / "repository", storage="int8", progress=False)
     encoder = Encoder.open(made.weights, device="cpu", dtype="float32")
     base = np.frombuffer(encoder._weights.map(), np.uint8)
-    table = encoder._network.words.table  # type: ignore[attr-defined]
+    table = encoder._engine.network.words.table  # type: ignore[attr-defined]
     assert table.dtype == torch.int8
     assert 0 < table.data_ptr() - base.ctypes.data < base.nbytes
 
@@ -183,7 +183,7 @@ def test_a_mapped_tensor_is_not_copied_into_transformers_module(tiny: Path, tmp_
     encoder = Encoder.open(made.weights, device="cpu", dtype="float32")
     base = np.frombuffer(encoder._weights.map(), np.uint8)
     places = range(base.ctypes.data, base.ctypes.data + base.nbytes)
-    module = encoder._network._module  # type: ignore[attr-defined]
+    module = encoder._engine.network._module  # type: ignore[attr-defined]
     assert all(parameter.data_ptr() in places for parameter in module.parameters())
 
 

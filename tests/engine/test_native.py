@@ -206,6 +206,13 @@ def test_weights_of_nothing_but_zeros(tmp_path: Path) -> None:
         np.testing.assert_array_equal(met, np.zeros((1, 96), np.float32))
 
 
+def test_words_stay_in_the_map(minilm_weights: Path) -> None:
+    encoder = Encoder.open(minilm_weights, device="cpu", dtype="float32", engine="native")
+    base = np.frombuffer(encoder._weights.map(), np.uint8)
+    words = encoder._engine._plan.words  # type: ignore[attr-defined]
+    assert 0 < words - base.ctypes.data < base.nbytes
+
+
 def test_sizes_that_the_kernels_do_not_know_go_to_torch(tmp_path: Path) -> None:
     raw = {**SIZES, "num_attention_heads": 6, "model_type": "bert"}  # 16 wide
     kind = architecture("bert")
