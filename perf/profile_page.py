@@ -288,7 +288,7 @@ def _instances(results: ProfileResults) -> list[str]:
         "## Processes of the encoder",
         "`count` of the encoder's `instance_group`. Memory is PSS of all the server's processes, "
         "in MB (10^6 bytes). The load: new texts of 5-60 words from 32 callers. Then, as above, "
-        f"one caller's short texts beside another's requests of {results.instances[0].line.beside}.",
+        f"one caller's short texts beside another's: {results.instances[0].line.beside} each.",
         table(
             [
                 "count",
