@@ -30,6 +30,7 @@ from perf.profile_copies import with_no_op
 from perf.profile_load import Latency, LoadFailed
 from perf.profile_results import ProfileResults
 from perf.profile_server import (
+    MOST_TEXTS,
     Instances,
     Line,
     Repeated,
@@ -62,6 +63,7 @@ class Effort:
 
     Attributes:
         passes, load_s: runs of each load, and seconds of each.
+        largest: texts in the largest request that stands in the way of short ones.
         line_s, repeated_s: seconds of those loads.
         counts: of encoder processes.
         rounds: batches timed in this process.
@@ -70,6 +72,7 @@ class Effort:
 
     passes: int
     load_s: float
+    largest: int
     line_s: float
     repeated_s: float
     counts: Sequence[int]
@@ -80,6 +83,7 @@ class Effort:
 FULL = Effort(
     passes=3,
     load_s=3.0,
+    largest=MOST_TEXTS,
     line_s=5.0,
     repeated_s=21.0,
     counts=(1, 2, 4),
@@ -91,6 +95,7 @@ FULL = Effort(
 QUICK = Effort(
     passes=1,
     load_s=1.0,
+    largest=16,
     line_s=1.0,
     repeated_s=2.4,
     counts=(1, 2),
@@ -179,6 +184,7 @@ def measure(effort: Effort, repository: Path, parts: Sequence[str]) -> ProfileRe
             effort.counts,
             passes=effort.passes,
             seconds=effort.load_s,
+            largest=effort.largest,
             line_s=1.5 * effort.line_s,
             say=say,
         )
@@ -244,7 +250,7 @@ def _loads(
         between()
     if "line" in parts:
         say("line: short texts beside long ones")
-        loads.line = head_of_line(server, source, seconds=effort.line_s)
+        loads.line = head_of_line(server, source, largest=effort.largest, seconds=effort.line_s)
         between()
     if "repeated" in parts:
         say("repeated texts")

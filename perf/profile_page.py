@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from perf.profile_load import Latency
 from perf.profile_results import ProfileResults
-from perf.profile_server import LONG_TOKENS, MOST_TEXTS, Line, Repeated
+from perf.profile_server import Line, Repeated
 from perf.profile_time import NO_OP_CLIENTS, SHORT_TOKENS, TimeResults, Where
 from perf.report import table
 from perf.scaling import CLIFF, Point, ScalingResults, Series, Size, Step
@@ -288,8 +288,7 @@ def _instances(results: ProfileResults) -> list[str]:
         "## Processes of the encoder",
         "`count` of the encoder's `instance_group`. Memory is PSS of all the server's processes, "
         "in MB (10^6 bytes). The load: new texts of 5-60 words from 32 callers. Then, as above, "
-        f"one caller's short texts beside another's requests of {MOST_TEXTS} x {LONG_TOKENS} "
-        "tokens.",
+        f"one caller's short texts beside another's: {results.instances[0].line.beside} each.",
         table(
             [
                 "count",

@@ -45,12 +45,13 @@ class Line:
     long: Latency | None
 
 
-def head_of_line(server: Served, source: Texts, *, seconds: float) -> list[Line]:
-    """Short texts beside nothing, beside long texts, and beside requests of many of them."""
+def head_of_line(server: Served, source: Texts, *, largest: int, seconds: float) -> list[Line]:
+    """Short texts beside nothing, beside long texts, and beside requests of up to `largest`."""
+    cases = [0, 1, *([CLIENT_TEXTS] if largest > CLIENT_TEXTS else []), largest]
     # Those of many texts take long each, and some must pass by.
     return [
-        beside(server, source, texts, seconds=seconds * longer)
-        for texts, longer in ((0, 1), (1, 1), (CLIENT_TEXTS, 1), (MOST_TEXTS, 2.5))
+        beside(server, source, texts, seconds=seconds * (2.5 if texts > CLIENT_TEXTS else 1))
+        for texts in cases
     ]
 
 
@@ -193,6 +194,7 @@ def instances(
     *,
     passes: int,
     seconds: float,
+    largest: int,
     line_s: float,
     say: Callable[[str], None],
 ) -> list[Instances]:
@@ -215,7 +217,7 @@ def instances(
                     for own in requests[1:]
                 ]
                 loaded = server.memory()
-                line = beside(server, source, MOST_TEXTS, seconds=line_s)
+                line = beside(server, source, largest, seconds=line_s)
                 latency = Latency.of(sent)
                 found.append(Instances(count, answered, latency, line, idle, loaded))
     return found

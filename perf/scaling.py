@@ -146,7 +146,7 @@ def series_of(*, quick: bool) -> dict[str, Sequence[tuple[int, int]]]:
         ],
         "length: one text": [(1, n) for n in LENGTHS[::step]],
         f"length: {FILLED_TOKENS} tokens of texts": [
-            (FILLED_TOKENS // n, n) for n in FILLED_LENGTHS[:: 2 if quick else 1]
+            (FILLED_TOKENS // n, n) for n in FILLED_LENGTHS[::step]
         ],
     }
 
