@@ -31,6 +31,7 @@ CONFIGURE_EXAMPLES = """
 Examples:
   arrowhead configure minilm --compute-dtype int8    (fast on AVX-512 VNNI; cosine about 0.999)
   arrowhead configure minilm --fused                 (for latency: one process a text)
+  arrowhead configure minilm --instances 2           (short texts need not wait for long requests)
 """
 _FOLLOWS = "a running `arrowhead serve` follows within seconds, without losing a request"
 
@@ -171,20 +172,36 @@ def _state(url: str, name: str, version: int, role: str) -> str:
     default=None,
     help="Tokenize in the encoder's process, or in one of its own, as new models do.",
 )
+@click.option(
+    "--instances",
+    type=click.IntRange(min=1, max=64),
+    help="Processes that encode, each with weights of its own; on a GPU machine, of each GPU.",
+)
 @repository_option
-def configure(name: str, compute_dtype: str | None, fused: bool | None, repository: Path) -> None:
+def configure(
+    name: str,
+    compute_dtype: str | None,
+    fused: bool | None,
+    instances: int | None,
+    repository: Path,
+) -> None:
     """Set how model NAME is served.
 
     Its files in the repository change; a running server goes on as it is until it starts again.
     """
-    from arrowhead_conversion.settings import set_compute_dtype, set_steps
+    from arrowhead_conversion.settings import set_compute_dtype, set_instances, set_steps
 
-    if compute_dtype is None and fused is None:
-        raise click.UsageError("name what to set: --compute-dtype, --fused or --two-step")
+    if compute_dtype is None and fused is None and instances is None:
+        raise click.UsageError(
+            "name what to set: --compute-dtype, --fused or --two-step, --instances"
+        )
     if compute_dtype is not None:
         set_compute_dtype(repository, name, compute_dtype)
         click.echo(f"{name} computes in {compute_dtype}")
     if fused is not None:
         set_steps(repository, name, "fused" if fused else "two-step")
         click.echo(f"{name} is served in {'one step' if fused else 'two steps'}")
+    if instances is not None:
+        set_instances(repository, name, instances)
+        click.echo(f"{name} has {instances} encoding process{'es' if instances > 1 else ''}")
     click.echo("start `arrowhead serve` again for it")

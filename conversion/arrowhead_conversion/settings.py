@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a model is served: in which dtype it computes, and in how many steps. By `config.pbtxt`."""
+"""How a model is served: what it computes in, in how many steps and processes. By `config.pbtxt`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ model_warmup {
   inputs { key: "text" value { data_type: TYPE_STRING dims: [ 1 ] zero_data: true } }
 }
 """
+_COUNT = re.compile(r"(\binstance_group\b[^]]*?\bcount\s*:\s*)(\d+)", re.DOTALL)
 _DTYPE = re.compile(r'("compute_dtype".*?\bstring_value\s*:\s*")([^"]*)', re.DOTALL)
 
 
@@ -49,6 +50,23 @@ def set_compute_dtype(repository: Path, name: str, dtype: str) -> None:
         if not count:
             raise RegistryError(f"{path} has no parameter compute_dtype to set")
         pins.replace(path, changed)
+
+
+def set_instances(repository: Path, name: str, count: int) -> None:
+    """Has so many processes encode (on each GPU, where there are some); from the next start.
+
+    A second one answers short texts while the first is busy with a long request.
+
+    Raises:
+        RegistryError: there is no such model, or its configuration names no count.
+    """
+    path = _existing(repository, name) / f"{name}_encoder" / "config.pbtxt"
+    with locked(repository, name):
+        text = path.read_text(encoding="utf-8")
+        found = _COUNT.search(pins.masked(text))
+        if found is None:
+            raise RegistryError(f"{path} has no instance_group with a count to set")
+        pins.replace(path, f"{text[: found.start(2)]}{count}{text[found.end(2) :]}")
 
 
 def set_steps(repository: Path, name: str, steps: Steps) -> None:

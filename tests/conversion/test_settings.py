@@ -48,6 +48,17 @@ def test_the_compute_dtype(models: Path) -> None:
     assert (models / "tiny_encoder" / "config.pbtxt").read_text().count("#") == comments
 
 
+def test_the_number_of_encoding_processes(models: Path) -> None:
+    path = models / "tiny_encoder" / "config.pbtxt"
+    before = path.read_text()
+    path.write_text("# instance_group [ { count: 9 } ]\n" + before)
+    settings.set_instances(models, "tiny", 3)
+    assert [g.count for g in config(path.parent).instance_group] == [3]
+    assert path.read_text().startswith("# instance_group [ { count: 9 } ]\n")
+    settings.set_instances(models, "tiny", 1)
+    assert path.read_text().endswith(before)
+
+
 def test_one_step_and_back(models: Path) -> None:
     before = [(models / name / "config.pbtxt").read_text() for name in ("tiny", "tiny_encoder")]
     settings.set_steps(models, "tiny", "fused")
@@ -76,6 +87,7 @@ def test_an_encoder_that_takes_no_text_cannot_be_fused(models: Path) -> None:
     ("part", "missing", "change", "message"),
     [
         ("_encoder", "compute_dtype", "--compute-dtype=int8", "has no parameter compute_dtype"),
+        ("_encoder", "instance_group", "--instances=2", "has no instance_group with a count"),
         ("", "ensemble_scheduling", "--fused", "has no ensemble_scheduling"),
     ],
 )
@@ -91,11 +103,12 @@ def test_a_configuration_without_what_is_to_be_set(
 
 def test_the_command(models: Path) -> None:
     run = CliRunner().invoke
-    options = ["--compute-dtype", "int8", "--fused", "--repository", str(models)]
+    options = ["--compute-dtype=int8", "--fused", "--instances=2", f"--repository={models}"]
     result = run(main, ["configure", "tiny", *options])
     assert result.exit_code == 0, result.output
     assert "tiny computes in int8" in result.output
     assert "tiny is served in one step" in result.output
+    assert "tiny has 2 encoding processes" in result.output
     assert "start `arrowhead serve` again" in result.output
     result = run(main, ["configure", "tiny", "--repository", str(models)])
     assert "name what to set" in result.output

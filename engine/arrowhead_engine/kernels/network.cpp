@@ -260,11 +260,10 @@ struct Job {
     }
 };
 
-// Rows of a chunk: as many as keep the widest buffer in a core's second cache.
-static int chunk_rows(const Plan& plan) {
-    int rows = (512 << 10) / (int)(sizeof(float) * plan.wide) / MOST_ROWS * MOST_ROWS;
-    return rows > 2 * MOST_ROWS ? rows : 2 * MOST_ROWS;
-}
+// Rows of a chunk: few enough for the caches (1.4 MB where `wide` is 4096), and so many that reading all
+// weights once for them does not show: with 24 in place of 84, a network of width 1024 took 1.8 times as
+// long in int8.
+constexpr int CHUNK_ROWS = 84;
 
 // Below so many rows for each thread, threads do better to share the weights than the texts.
 constexpr int FEW_ROWS = 32;
@@ -276,17 +275,9 @@ static int sharers(const Plan& plan, int threads, int rows) {
     return threads < most ? threads : most;
 }
 
-static int cut(const Plan& plan, int threads, const Texts& texts, Chunk* chunks, bool* together) {
-    int total = 0, longest = 0;
-    for (int i = 0; i < texts.count; i++) {
-        texts.starts[i] = total, total += texts.lengths[i];
-        if (texts.lengths[i] > longest) longest = texts.lengths[i];
-    }
-    // A long text among few others would keep one thread busy after the rest are done.
-    *together = threads > 1 && (total < FEW_ROWS * threads || (int64_t)longest * threads * 4 > (int64_t)total * 5);
-    int pieces = (total + chunk_rows(plan) - 1) / chunk_rows(plan);
-    if (!*together) pieces = (pieces + threads - 1) / threads * threads;
-    int wanted = (total + pieces - 1) / pieces, n = 0;
+// Texts that follow each other, of about `wanted` rows.
+static int group(const Texts& texts, int wanted, Chunk* chunks) {
+    int n = 0;
     for (int i = 0; i < texts.count; n++) {
         Chunk& chunk = chunks[n] = {i, i, texts.starts[i], 0};
         while (chunk.last < texts.count && (chunk.last == i || chunk.rows + texts.lengths[chunk.last] / 2 <= wanted))
@@ -294,6 +285,38 @@ static int cut(const Plan& plan, int threads, const Texts& texts, Chunk* chunks,
         i = chunk.last;
     }
     return n;
+}
+
+// Rows of the thread that has most to do when each takes the next chunk once it is free; the largest
+// first, which is put in order here.
+static int busiest(Chunk* chunks, int n, int threads) {
+    qsort(chunks, n, sizeof(Chunk), [](const void* a, const void* b) {
+        return ((const Chunk*)b)->rows - ((const Chunk*)a)->rows;
+    });
+    int done[MOST_THREADS] = {}, most = 0;
+    for (int i = 0; i < n; i++) {
+        int free = 0;
+        for (int t = 1; t < threads; t++)
+            if (done[t] < done[free]) free = t;
+        done[free] += chunks[i].rows;
+        if (done[free] > most) most = done[free];
+    }
+    return most;
+}
+
+static int cut(int threads, const Texts& texts, Chunk* chunks, bool* together) {
+    int total = 0;
+    for (int i = 0; i < texts.count; i++) texts.starts[i] = total, total += texts.lengths[i];
+    int pieces = (total + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    *together = threads > 1 && total < FEW_ROWS * threads;
+    if (!*together) {
+        int even = (pieces + threads - 1) / threads * threads;
+        int n = group(texts, (total + even - 1) / even, chunks);
+        // Three equal texts for two threads: better all of them on one after the other.
+        *together = threads > 1 && (int64_t)busiest(chunks, n, threads) * threads * 5 > (int64_t)total * 6;
+        if (!*together) return n;
+    }
+    return group(texts, (total + pieces - 1) / pieces, chunks);
 }
 
 #define EXPORT __attribute__((visibility("default")))
@@ -344,7 +367,7 @@ EXPORT int arrowhead_embed(Network* net, int count, const int32_t* ids, const in
     int* starts = (int*)malloc(sizeof(int) * count);
     if (chunks && starts) {
         Job job{*net, {count, ids, lengths, skips, poolings, pooling, out, starts}, chunks, 0, 1, false, nullptr};
-        job.count = cut(net->plan, threads, job.texts, chunks, &job.together);
+        job.count = cut(threads, job.texts, chunks, &job.together);
         int most = 0, longest = 0;
         for (int i = 0; i < job.count; i++) most = chunks[i].rows > most ? chunks[i].rows : most;
         for (int i = 0; i < count; i++) longest = lengths[i] > longest ? lengths[i] : longest;

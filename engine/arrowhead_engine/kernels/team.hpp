@@ -21,6 +21,12 @@ struct alignas(64) Stretch {
     alignas(64) int done = 0;
 };
 
+// Between two looks at what another thread is about to write. It may have been put aside for long.
+static inline void look_again(int& looks) {
+    if (++looks < 2000) _mm_pause();
+    else sched_yield();
+}
+
 // Does piece(i) for all i below `pieces` with all others that call the same, and returns once all are
 // done. Pieces are taken `at_once` so many, because taking costs 0.1 us when others do it too.
 template <class Piece>
@@ -36,9 +42,7 @@ inline void share(Stretch* stretch, int pieces, int at_once, const Piece& piece)
         mine += last - first;
     }
     if (mine) __atomic_fetch_add(&stretch->done, mine, RELEASE);
-    for (int spins = 0; __atomic_load_n(&stretch->done, ACQUIRE) < pieces;)
-        if (++spins < 2000) _mm_pause();
-        else sched_yield();
+    for (int looks = 0; __atomic_load_n(&stretch->done, ACQUIRE) < pieces;) look_again(looks);
 }
 
 constexpr int MOST_THREADS = 256;
@@ -66,7 +70,7 @@ public:
         announce(members - 1);
         task(of, 0);
         __atomic_store_n(&open_, 0, SEQ);
-        while (__atomic_load_n(&inside_, SEQ)) _mm_pause();
+        for (int looks = 0; __atomic_load_n(&inside_, SEQ);) look_again(looks);
     }
 
 private:
