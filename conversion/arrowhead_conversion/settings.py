@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a model is served: what it computes in, in how many steps and processes. By `config.pbtxt`."""
+"""How a model is served: in what dtype, how many steps, how many processes. By `config.pbtxt`."""
 
 from __future__ import annotations
 
