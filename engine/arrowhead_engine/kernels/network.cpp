@@ -335,7 +335,8 @@ EXPORT void arrowhead_free_network(Network* net) {
 }
 
 // Texts -> out [count, poolings, width]. Their ids lie end to end, `lengths` [count] tells how many
-// are whose; at least one each. Returns 0, or -1 without memory. Not for several threads at once.
+// are whose: at least one each, and all in the vocabulary, since nothing is checked here. Returns 0, or
+// -1 without memory. Not for several threads at once.
 EXPORT int arrowhead_embed(Network* net, int count, const int32_t* ids, const int32_t* lengths, const int32_t* skips,
                     int poolings, const int32_t* pooling, float* out) {
     if (count == 0) return 0;
