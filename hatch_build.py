@@ -36,7 +36,8 @@ class KernelsHook(BuildHookInterface[Any]):
         if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
             return
         root = Path(self.root)
-        with tempfile.TemporaryDirectory(dir=root / KERNELS) as folder:
+        # Not beside the sources: another build at the same time would put it into its wheel.
+        with tempfile.TemporaryDirectory(dir=root, prefix=".kernels-") as folder:
             made = Path(folder) / OUT.name
             subprocess.run(
                 [
