@@ -36,7 +36,16 @@ class KernelsHook(BuildHookInterface[Any]):
         if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
             return
         root = Path(self.root)
-        with tempfile.TemporaryDirectory(dir=root / KERNELS) as folder:
+        build_data["pure_python"] = False
+        build_data["tag"] = "py3-none-manylinux_2_17_x86_64"
+        build_data["artifacts"].append(f"/{OUT}")
+        sources = [Path(__file__), *(root / KERNELS).glob("*pp")]
+        if (root / OUT).exists() and (root / OUT).stat().st_mtime > max(
+            source.stat().st_mtime for source in sources
+        ):
+            return  # pip calls twice for one installation
+        # Not beside the sources: another build at the same time would put it into its wheel.
+        with tempfile.TemporaryDirectory(dir=root, prefix=".kernels-") as folder:
             made = Path(folder) / OUT.name
             subprocess.run(
                 [
@@ -54,6 +63,3 @@ class KernelsHook(BuildHookInterface[Any]):
                 check=True,
             )
             made.rename(root / OUT)
-        build_data["pure_python"] = False
-        build_data["tag"] = "py3-none-manylinux_2_17_x86_64"
-        build_data["artifacts"].append(f"/{OUT}")

@@ -27,6 +27,7 @@ _NAME = re.compile(r"^\s*name\s*:\s*(?=[\"'])", re.MULTILINE)
 _FACT = re.compile(
     r"""\bkey\s*:\s*"((?:[^"\\]|\\.)*)".*?\bstring_value\s*:\s*"((?:[^"\\]|\\.)*)\"""", re.DOTALL
 )
+_STRING = re.compile(r"""\b(key|string_value)\s*:\s*("\s*"|'\s*')""")  # in masked text
 _OPENING, _CLOSING = "{<[", "}>]"
 
 
@@ -68,6 +69,22 @@ def strings(text: str, name: str) -> list[str]:
     """The values of the string fields of that name, at any depth, as they are written."""
     starts = [found.end() for found in re.finditer(rf"\b{name}\s*:\s*(?=[\"'])", masked(text))]
     return [text[start + 1 : text.index(text[start], start + 1)] for start in starts]
+
+
+def parameter(text: str, key: str) -> tuple[int, int] | None:
+    """Where the string of that parameter begins and ends; None if there is none."""
+    bare = masked(text)
+    for found in _STRING.finditer(bare):
+        if found[1] != "key" or text[found.start(2) + 1 : found.end(2) - 1] != key:
+            continue
+        start, depth = found.start(), 0  # back to where the message around it opens
+        while start and depth < 1:
+            start -= 1
+            depth += (bare[start] in _OPENING) - (bare[start] in _CLOSING)
+        for value in _STRING.finditer(bare, start, _matching(bare, start)):
+            if value[1] == "string_value":
+                return value.start(2) + 1, value.end(2) - 1
+    return None
 
 
 def pins(text: str) -> set[int]:

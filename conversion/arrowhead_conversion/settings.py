@@ -26,15 +26,15 @@ FUSED = """ensemble_scheduling {{
   ]
 }}"""
 # So that the encoder has read its tokenizer before it is ready.
-WARMUP = """
-model_warmup {
-  name: "one text"
+ONE_TEXT = "one text"
+WARMUP = f"""
+model_warmup {{
+  name: "{ONE_TEXT}"
   batch_size: 1
-  inputs { key: "text" value { data_type: TYPE_STRING dims: [ 1 ] zero_data: true } }
-}
+  inputs {{ key: "text" value {{ data_type: TYPE_STRING dims: [ 1 ] zero_data: true }} }}
+}}
 """
 _COUNT = re.compile(r"(\binstance_group\b[^]]*?\bcount\s*:\s*)(\d+)", re.DOTALL)
-_DTYPE = re.compile(r'("compute_dtype".*?\bstring_value\s*:\s*")([^"]*)', re.DOTALL)
 
 
 def set_compute_dtype(repository: Path, name: str, dtype: str) -> None:
@@ -46,10 +46,10 @@ def set_compute_dtype(repository: Path, name: str, dtype: str) -> None:
     path = _existing(repository, name) / f"{name}_encoder" / "config.pbtxt"
     with locked(repository, name):
         text = path.read_text(encoding="utf-8")
-        changed, count = _DTYPE.subn(rf"\g<1>{dtype}", text, count=1)
-        if not count:
+        place = pins.parameter(text, "compute_dtype")
+        if place is None:
             raise RegistryError(f"{path} has no parameter compute_dtype to set")
-        pins.replace(path, changed)
+        pins.replace(path, text[: place[0]] + dtype + text[place[1] :])
 
 
 def set_instances(repository: Path, name: str, count: int) -> None:
@@ -79,13 +79,13 @@ def set_steps(repository: Path, name: str, steps: Steps) -> None:
     """
     path = _existing(repository, name) / name / "config.pbtxt"
     encoder = repository / f"{name}_encoder" / "config.pbtxt"
-    its_text = encoder.read_text(encoding="utf-8")
-    if steps == "fused" and "text" not in pins.strings(its_text, "name"):
-        raise RegistryError(
-            f"{encoder} declares no input text, as earlier versions did not: convert the model "
-            "again under another name"
-        )
     with locked(repository, name):
+        its_text = encoder.read_text(encoding="utf-8")
+        if steps == "fused" and "text" not in pins.strings(its_text, "name"):
+            raise RegistryError(
+                f"{encoder} declares no input text, as earlier versions did not: convert the model "
+                "again under another name"
+            )
         text = path.read_text(encoding="utf-8")
         places = list(pins.fields(text, "ensemble_scheduling"))
         if not places:
@@ -93,8 +93,9 @@ def set_steps(repository: Path, name: str, steps: Steps) -> None:
         version = pins.pin(path.parent) or -1
         start, end = places[0]
         changed = text[:start] + _scheduling(name, version, steps) + text[end:]
-        # Of the encoder's warm-ups ours alone is written as a single message.
-        its_text = pins.without(its_text, "model_warmup").rstrip() + "\n"
+        for start, end in reversed(list(pins.fields(its_text, "model_warmup"))):
+            if pins.strings(its_text[start:end], "name") == [ONE_TEXT]:
+                its_text = its_text[:start].rstrip() + "\n" + its_text[end:].lstrip("\n")
         pins.replace(encoder, its_text + WARMUP if steps == "fused" else its_text)
         pins.replace(path, changed)
 

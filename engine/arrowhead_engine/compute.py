@@ -123,7 +123,7 @@ def instance_device(kind: str, device_id: str) -> str:
 
 
 def processors(
-    cpu_max: Path = Path("/sys/fs/cgroup/cpu.max"), cpus: Path = Path("/sys/devices/system/cpu")
+    cgroup: Path = Path("/sys/fs/cgroup"), cpus: Path = Path("/sys/devices/system/cpu")
 ) -> int:
     """How many threads this process can keep busy: its cores, or its container's share of them.
 
@@ -137,11 +137,15 @@ def processors(
             text = str(cpu)
         siblings.add(text)
     cores = len(siblings)
-    try:
-        quota, period = cpu_max.read_text(encoding="ascii").split()
-        return min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max"
-        return cores
+    for share in ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"):  # cgroup 2, 1
+        try:
+            words = " ".join((cgroup / name).read_text(encoding="ascii") for name in share).split()
+            quota, period = map(int, words)
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        if quota > 0:  # -1 is "max"
+            return min(cores, max(1, quota // period))
+    return cores
 
 
 @cache

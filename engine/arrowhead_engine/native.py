@@ -9,6 +9,7 @@ numbers; for "int8" they take a byte each.
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_void_p
@@ -106,7 +107,7 @@ def _kernels() -> ctypes.CDLL:
 
 
 class NativeEngine:
-    """A network and its poolings, in the kernels. Not for several threads at once."""
+    """A network and its poolings, in the kernels. Calls of several threads wait for each other."""
 
     def __init__(
         self,
@@ -136,9 +137,11 @@ class NativeEngine:
         self._linears: list[int] = []
         self._width = plan.width
         self._pooling = np.array([POOLINGS.index(name) for name in poolings], np.int32)
-        # Whatever happens on the way, what was made is given back.
+        self._one = threading.Lock()  # the kernels have one set of buffers
+        # Whatever happens on the way, what was made is given back. Not at the interpreter's end,
+        # though, when a daemon thread may still be computing: the system takes it then.
         self._network: list[int] = []
-        weakref.finalize(self, _free, self._network, self._linears)
+        weakref.finalize(self, _free, self._network, self._linears).atexit = False
 
         first = plan.first_position
         positions = float32(weights, plan.positions)[first : first + most]
@@ -175,16 +178,17 @@ class NativeEngine:
         lengths = np.array([len(row) for row in ids], np.int32)
         skipped = None if skips is None else np.array(skips, np.int32)
         out = np.empty((len(ids), len(self._pooling) * self._width), np.float32)
-        failed = _kernels().arrowhead_embed(
-            self._network[0],
-            len(ids),
-            flat.ctypes.data,
-            lengths.ctypes.data,
-            None if skipped is None else skipped.ctypes.data,
-            len(self._pooling),
-            self._pooling.ctypes.data,
-            out.ctypes.data,
-        )
+        with self._one:
+            failed = _kernels().arrowhead_embed(
+                self._network[0],
+                len(ids),
+                flat.ctypes.data,
+                lengths.ctypes.data,
+                None if skipped is None else skipped.ctypes.data,
+                len(self._pooling),
+                self._pooling.ctypes.data,
+                out.ctypes.data,
+            )
         if failed:
             raise MemoryError(f"not enough for {len(flat)} tokens in {len(ids)} texts")
         return out

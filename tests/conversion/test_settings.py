@@ -59,6 +59,43 @@ def test_the_number_of_encoding_processes(models: Path) -> None:
     assert path.read_text().endswith(before)
 
 
+OTHER = 'parameters { key: "other" value { string_value: "x" } }'
+OURS = 'parameters { key: "compute_dtype" value { string_value: "auto" } }'
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        f'# "compute_dtype" is below\n{OTHER}\n{OURS}',
+        f"# {OURS}\n{OTHER}\n{OURS}",
+        f'parameters {{ value {{ string_value: "auto" }} key: "compute_dtype" }}\n{OTHER}',
+        f"{OTHER}\nparameters {{ key: 'compute_dtype' value {{ string_value: 'auto' }} }}",
+        f'{OTHER}\nparameters <key:"compute_dtype" # string_value: "x"\n'
+        'value: <string_value:"auto">>',
+        'parameters [ { key: "other" value { string_value: "x" } },'
+        ' { key: "compute_dtype" value { string_value: "auto" } } ]',
+    ],
+)
+def test_the_compute_dtype_however_it_is_written(models: Path, written: str) -> None:
+    path = models / "tiny_encoder" / "config.pbtxt"
+    path.write_text(path.read_text().replace(OURS, written))
+    settings.set_compute_dtype(models, "tiny", "int8")
+    met = {key: value.string_value for key, value in config(path.parent).parameters.items()}
+    assert met == {"compute_dtype": "int8", "other": "x"}
+
+
+def test_a_warm_up_of_the_users_own_stays(models: Path) -> None:
+    path = models / "tiny_encoder" / "config.pbtxt"
+    path.write_text(path.read_text() + settings.WARMUP.replace("one text", "mine"))
+    before = path.read_text()
+    for _ in range(2):
+        settings.set_steps(models, "tiny", "fused")
+        met = [warmup.name for warmup in config(path.parent).model_warmup]
+        assert met == ["one short text", "mine", "one text"]
+    settings.set_steps(models, "tiny", "two-step")
+    assert path.read_text() == before
+
+
 def test_one_step_and_back(models: Path) -> None:
     before = [(models / name / "config.pbtxt").read_text() for name in ("tiny", "tiny_encoder")]
     settings.set_steps(models, "tiny", "fused")

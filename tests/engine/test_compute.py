@@ -135,8 +135,19 @@ def test_a_containers_share_of_the_cores_counts(
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
     (tmp_path / "cpu.max").write_text(text)
-    assert compute.processors(tmp_path / "cpu.max", tmp_path) == wanted
+    assert compute.processors(tmp_path, tmp_path) == wanted
     assert compute.processors(tmp_path / "none", tmp_path) == 64
+
+
+@pytest.mark.parametrize(("quota", "wanted"), [("-1", 64), ("250000", 2), ("50000", 1)])
+def test_a_containers_share_by_cgroup_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, wanted: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert compute.processors(tmp_path, tmp_path) == wanted
 
 
 def test_two_processors_of_one_core_count_once(

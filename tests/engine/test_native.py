@@ -7,6 +7,7 @@ import gc
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,64 @@ def test_words_stay_in_the_map(minilm_weights: Path) -> None:
     assert 0 < words - base.ctypes.data < base.nbytes
 
 
+def changed(path: Path, change: dict[str, Any]) -> Path:
+    """The float32 file with the tensors whose names end so changed in place by these functions."""
+
+    def of(tensor: Tensor) -> Tensor:
+        values = np.frombuffer(tensor.data, np.float32).reshape(tensor.shape).copy()
+        for ending, do in change.items():
+            if tensor.name.endswith(ending):
+                do(values)
+        return tensor._replace(data=values.tobytes())
+
+    target = path.with_name("changed.parquet")
+    with WeightFile.open(path) as weights:
+        write(target, [of(tensor) for tensor in weights.stream()], weights.metadata)
+    return target
+
+
+@pytest.mark.parametrize("size", [1e8, 1e12, 1e18])
+def test_gelu_and_softmax_of_numbers_of_any_size(tmp_path: Path, size: float) -> None:
+    """What is far below comes out as 0, not as infinity."""
+    by, back = (
+        (lambda x: x.__imul__(np.float32(size))),
+        (lambda x: x.__imul__(np.float32(1 / size))),
+    )
+    path = changed(
+        model_file("bert", tmp_path)[1],
+        {
+            "attention.self.query.weight": by,
+            "intermediate.dense.weight": by,
+            "output.dense.weight": lambda x: back(x) if x.shape == (96, 224) else None,
+        },
+    )
+    rows = texts([1, 9, 40])
+    met = Encoder.open(path, device="cpu", dtype="float32", engine="native").embed(rows)
+    wanted = Encoder.open(path, device="cpu", dtype="float32", engine="torch").embed(rows)
+    np.testing.assert_allclose(met, wanted, atol=1e-4)
+
+
+def test_what_is_not_a_number_shows_in_int8_too(tmp_path: Path) -> None:
+    word = int(texts([5])[0][3])
+    nan = {"word_embeddings.weight": lambda x: x[word].fill(np.nan)}
+    path = changed(model_file("bert", tmp_path)[1], nan)
+    for dtype in ("float32", "int8"):
+        met = engine_of(path, dtype=dtype, threads=1, poolings=["cls"])(texts([5]), None)
+        assert np.isnan(met).all()
+
+
+def test_threads_of_python_wait_for_each_other(mpnet: Path) -> None:
+    engine = engine_of(mpnet, threads=2, poolings=["mean"])
+    mixes = [texts([n] * 8, n) for n in (5, 90, 150)]
+    wanted = [engine(rows, None) for rows in mixes]
+
+    def right(i: int) -> bool:
+        return np.array_equal(engine(mixes[i % 3], None), wanted[i % 3])
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(right, range(300)))
+
+
 def test_sizes_that_the_kernels_do_not_know_go_to_torch(tmp_path: Path) -> None:
     raw = {**SIZES, "num_attention_heads": 6, "model_type": "bert"}  # 16 wide
     kind = architecture("bert")
@@ -272,6 +331,52 @@ def test_without_memory_it_says_so_and_goes_on(minilm_weights: Path) -> None:
     )
     assert "refused:" in out.stdout
     assert out.stdout.endswith("and goes on\n")
+
+
+FORKED = """
+import os, sys, numpy as np
+from arrowhead_engine import native
+from arrowhead_engine.encoder import Encoder
+native.processors = lambda: 6
+encoder = Encoder.open(sys.argv[1], device="cpu", dtype="float32")
+rows = [np.arange(1000, 1200, dtype=np.int32) + i for i in range(8)]
+wanted = encoder.embed(rows)
+child = os.fork()
+same = np.array_equal(encoder.embed(rows), wanted)
+if child == 0:
+    del encoder
+    sys.exit(not same)
+print(same, os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_forked_process_embeds_and_ends(minilm_weights: Path) -> None:
+    """Though it has none of the threads."""
+    out = subprocess.run(
+        [sys.executable, "-c", FORKED, minilm_weights],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert out.stdout == "True 0\n"
+
+
+AT_THE_END = """
+import sys, threading, time, numpy as np
+from arrowhead_engine import native
+from arrowhead_engine.encoder import Encoder
+native.processors = lambda: 1
+encoder = Encoder.open(sys.argv[1], device="cpu", dtype="float32")
+rows = [np.arange(1000, 1250, dtype=np.int32) + i for i in range(60)]
+threading.Thread(target=encoder.embed, args=[rows], daemon=True).start()
+time.sleep(0.1)
+"""
+
+
+def test_the_interpreter_may_end_while_a_daemon_thread_embeds(minilm_weights: Path) -> None:
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", AT_THE_END, minilm_weights], check=True)
 
 
 def test_it_needs_no_torch(minilm_weights: Path) -> None:

@@ -7,7 +7,7 @@
 
 #include "rows.hpp"
 
-// As kernels.py numbers them. FLOAT16 is of the weights only, x stays float32.
+// As native.py numbers them. FLOAT16 is of the weights only, x stays float32.
 enum Format { FLOAT32, FLOAT16, BFLOAT16, INT8 };
 
 // From so many rows on, widening a panel of float16 once is cheaper than doing so in every tile.
@@ -83,7 +83,7 @@ static inline bool lay_out(Linear& l, const void* weights, int stored, const flo
             int sum = 0;
             for (int k = g * group; k < (g + 1) * group; k++)
                 if (__builtin_fabsf(row[k]) > largest) largest = __builtin_fabsf(row[k]);
-            if (largest > 0) inverse = 127 / largest;
+            if (largest > 1e-30f) inverse = 127 / largest;  // less comes to nothing
             for (int k = g * group; k < (g + 1) * group; k++) {
                 size_t lane = (size_t)(k / numbers) * PANEL + n % PANEL;
                 if (l.format == FLOAT32) ((float*)panel)[lane] = row[k];
@@ -105,10 +105,10 @@ static inline bool lay_out(Linear& l, const void* weights, int stored, const flo
     return true;
 }
 
-// x in the format of the next product: `rows` of it, each of at most `most` inputs.
+// x in the narrow format of the next product, whose `in` and `groups` say how far its rows lie apart.
 struct Narrow {
-    char* numbers;  // [rows, most] of uint8 or bfloat16
-    float* scales;  // [rows, groups, 2]
+    char* numbers;  // [rows, in] of uint8 or bfloat16
+    float* scales;  // of uint8: [rows, groups, 2], see Int8Product
 };
 
 static inline bool is_narrow(const Linear& l) { return l.format == BFLOAT16 || l.format == INT8; }

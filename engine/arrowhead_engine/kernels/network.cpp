@@ -81,7 +81,8 @@ struct Workspace {
     }
 };
 
-// A thread's way through a chunk, alone or with the others.
+// A thread's way through a chunk, alone or with the others; then the rows are in a workspace that all
+// share, and only the scratch is the thread's own.
 struct Walk {
     const Plan& plan;
     const Texts& texts;
@@ -139,6 +140,7 @@ struct Walk {
         each(count, [&](int i) { pool(chunk.first + i); });
     }
 
+    // The most calls of `each` in `whole`: words and pooling, and nine in a layer.
     static int stretches(const Plan& plan) { return 2 + 9 * plan.layers; }
 
     void embed(int r, int32_t id, int position) {
@@ -275,7 +277,7 @@ static int sharers(const Plan& plan, int threads, int rows) {
     return threads < most ? threads : most;
 }
 
-// Texts that follow each other, of about `wanted` rows.
+// Texts that follow each other, of about `wanted` rows: a text joins if at least half of it still fits.
 static int group(const Texts& texts, int wanted, Chunk* chunks) {
     int n = 0;
     for (int i = 0; i < texts.count; n++) {
@@ -312,7 +314,8 @@ static int cut(int threads, const Texts& texts, Chunk* chunks, bool* together) {
     if (!*together) {
         int even = (pieces + threads - 1) / threads * threads;
         int n = group(texts, (total + even - 1) / even, chunks);
-        // Three equal texts for two threads: better all of them on one after the other.
+        // Where one thread would have a fifth more to do than its share, as with three equal texts for two
+        // threads, better all of them on one chunk after the other.
         *together = threads > 1 && (int64_t)busiest(chunks, n, threads) * threads * 5 > (int64_t)total * 6;
         if (!*together) return n;
     }
@@ -358,7 +361,8 @@ EXPORT void arrowhead_free_network(Network* net) {
 }
 
 // Texts -> out [count, poolings, width]. Their ids lie end to end, `lengths` [count] tells how many
-// are whose; at least one each. Returns 0, or -1 without memory. Not for several threads at once.
+// are whose: at least one each, and all in the vocabulary, since nothing is checked here. Returns 0, or
+// -1 without memory. Not for several threads at once.
 EXPORT int arrowhead_embed(Network* net, int count, const int32_t* ids, const int32_t* lengths, const int32_t* skips,
                     int poolings, const int32_t* pooling, float* out) {
     if (count == 0) return 0;

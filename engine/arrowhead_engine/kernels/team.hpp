@@ -49,17 +49,19 @@ constexpr int MOST_THREADS = 256;
 
 class Team {
 public:
-    explicit Team(int size) : size_(1) {
+    explicit Team(int size) : size_(1), process_(getpid()) {
         if (size > MOST_THREADS) size = MOST_THREADS;
         auto start = [](void* team) -> void* { return ((Team*)team)->wait(), nullptr; };
         while (size_ < size && pthread_create(&threads_[size_], nullptr, start, this) == 0) size_++;
     }
     ~Team() {
+        if (size() == 1) return;
         __atomic_store_n(&quit_, 1, SEQ);
         announce(MOST_THREADS);
         for (int i = 1; i < size_; i++) pthread_join(threads_[i], nullptr);
     }
-    int size() const { return size_; }
+    // A process forked from the one that made the threads has none of them, and must not wait for them.
+    int size() const { return getpid() == process_ ? size_ : 1; }
 
     // Calls task(of, 0) here and, with other numbers below `members`, in as many others as come in time;
     // returns when all have left it.
@@ -88,7 +90,9 @@ private:
                 __atomic_fetch_sub(&asleep_, 1, SEQ);
             }
             seen = __atomic_load_n(&calls_, ACQUIRE);
-            // Once inside, the call stays open until this thread has left it.
+            // In this order: `run` closes the call and then waits until nobody is inside. Who is inside
+            // before it looks, and finds the call open, works on what stays in place until it has left;
+            // who comes later finds it closed. Coming twice to one call is no harm: all is taken.
             __atomic_fetch_add(&inside_, 1, SEQ);
             if (__atomic_load_n(&open_, SEQ)) {
                 int number = __atomic_add_fetch(&joined_, 1, SEQ);
@@ -101,5 +105,6 @@ private:
     int size_, calls_ = 0, asleep_ = 0, open_ = 0, inside_ = 0, quit_ = 0, members_ = 0, joined_ = 0;
     void (*task_)(void*, int) = nullptr;
     void* of_ = nullptr;
+    pid_t process_;
     pthread_t threads_[MOST_THREADS];
 };

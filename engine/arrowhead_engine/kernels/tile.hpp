@@ -95,14 +95,14 @@ struct Product {
 };
 
 // The same in int8, where every `group` inputs have a scale of their own, in x and in W:
-// y = sum over groups of sx sw (q - zero) w = sx (sw dot(q, w)) - (sx zero) (sw sum(w)).
+// y = sum over groups of  sx * sw * dot(q - zero, w)  =  sx * (sw * dot(q, w)) - (sx * zero) * (sw * sum(w)).
 struct Int8Product {
     const int32_t* x;
     size_t stride;
     const char* panel;
     int lanes, groups;
-    const float* row_scales;    // [rows, groups, 2]: sx and sx zero
-    const float* panel_scales;  // [groups, 2, 32]: sw and sw sum(w)
+    const float* row_scales;    // [rows, groups, 2]: sx, and sx * zero
+    const float* panel_scales;  // [groups, 2, 32]: sw, and sw * sum(w)
 
     template <int ROWS, class Done>
     INLINE void tile(int first, const Done& done) const {

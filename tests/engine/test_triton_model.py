@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The encoder's Triton model, without Triton: what cannot be embedded never reaches the kernels."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from arrowhead_conversion.repository import template
+
+# Ids beyond MiniLM's vocabulary, and none at all for an empty text.
+FOREIGN = {
+    "version": "1.0",
+    "added_tokens": [],
+    "pre_tokenizer": {"type": "Whitespace"},
+    "model": {"type": "WordLevel", "vocab": {"near": 5, "far": 10**9}, "unk_token": "near"},
+}
+
+
+class Tensor:
+    def __init__(self, name: str, values: Any) -> None:
+        self.name, self.as_numpy = (lambda: name), (lambda: values)
+
+
+class Error(str):
+    INVALID_ARG = 3
+
+    def __new__(cls, text: str, _code: int) -> Error:
+        return super().__new__(cls, text)
+
+
+@pytest.fixture
+def repository(minilm_repository: Path, tmp_path: Path) -> Path:
+    for part in ("_tokenizer", "_encoder"):
+        shutil.copytree(minilm_repository / f"minilm{part}", tmp_path / f"minilm{part}")
+    return tmp_path
+
+
+@pytest.fixture
+def model(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    backend: Any = ModuleType("triton_python_backend_utils")
+    backend.Tensor, backend.TritonError = Tensor, Error
+    backend.InferenceResponse = lambda outputs=None, error=None: error or outputs[0].as_numpy()
+    monkeypatch.setitem(sys.modules, backend.__name__, backend)
+    path = template() / "minilm_encoder" / "1" / "model.py"
+    spec = importlib.util.spec_from_file_location("minilm_encoder_model", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.TritonPythonModel()
+    config = {"parameters": {"compute_dtype": {"string_value": "float32"}}}
+    made.initialize(
+        {
+            "model_config": json.dumps(config),
+            "model_repository": str(repository / "minilm_encoder"),
+            "model_version": "1",
+            "model_name": "minilm_encoder",
+            "model_instance_kind": "CPU",
+            "model_instance_device_id": "0",
+        }
+    )
+    return made
+
+
+def request(**inputs: Any) -> Any:
+    return SimpleNamespace(inputs=lambda: [Tensor(name, values) for name, values in inputs.items()])
+
+
+def texts(*values: bytes) -> Any:
+    return request(text=np.array([[value] for value in values], object))
+
+
+def test_text_comes_out_as_its_ids_do(model: Any) -> None:
+    tokens = model.tokenizer(["a b c", "d"])
+    ids = request(input_ids=tokens.input_ids, length=tokens.length)
+    both = request(length=tokens.length)
+    one, other, wrong, neither = model.execute([texts(b"a b c", b"d"), ids, texts(b"\xff"), both])
+    np.testing.assert_array_equal(one, other)
+    assert one.shape == (2, 384)
+    assert "not UTF-8" in wrong
+    assert "inputs length; wanted text, or input_ids and length" in neither
+
+
+def test_what_another_models_tokenizer_gives_is_refused(model: Any, repository: Path) -> None:
+    folder = repository / "minilm_tokenizer" / "1"
+    raw = json.dumps(FOREIGN).encode()
+    (folder / "tokenizer.json").write_bytes(raw)
+    metadata = json.loads((folder / "metadata.json").read_text())
+    metadata["arrowhead.certificate"]["tokenizer_sha256"] = hashlib.sha256(raw).hexdigest()
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    good, far, empty = model.execute([texts(b"near near"), texts(b"near", b"far"), texts(b"")])
+    assert good.shape == (1, 384)
+    assert "row 1: ids from 1000000000 to 1000000000; wanted 0 to 30521" in far
+    assert "row 0: length 0" in empty
