@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from perf.common import last_line
 from perf.machine import ROOT
 
 CACHE = ROOT / ".cache" / "perf_analyzer"
@@ -80,7 +81,7 @@ class PerfAnalyzer:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise PerfAnalyzerUnavailable(f"perf_analyzer does not run here: {error}") from error
         if result.returncode:
-            reason = _last_line(result.stderr) or f"exit code {result.returncode}"
+            reason = last_line(result.stderr) or f"exit code {result.returncode}"
             raise PerfAnalyzerUnavailable(f"perf_analyzer does not run here: {reason}")
 
     def measure(
@@ -130,7 +131,7 @@ class PerfAnalyzer:
             except subprocess.TimeoutExpired as error:
                 raise PerfAnalyzerFailed(f"perf_analyzer took over {error.timeout:g} s") from None
             if result.returncode or not report.is_file():
-                reason = _last_line(result.stderr) or f"exit code {result.returncode}"
+                reason = last_line(result.stderr) or f"exit code {result.returncode}"
                 raise PerfAnalyzerFailed(f"perf_analyzer: {reason}")
             return parse_report(report.read_text(encoding="utf-8"), batch)
 
@@ -178,7 +179,7 @@ def _download(folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("tritonclient-*.whl"))
     if result.returncode or len(wheels) != 1:
-        reason = _last_line(result.stderr) or "no wheel came"
+        reason = last_line(result.stderr) or "no wheel came"
         raise PerfAnalyzerUnavailable(f"perf_analyzer: `pip download {_WHEEL}` failed: {reason}")
     if hashlib.sha256(wheels[0].read_bytes()).hexdigest() != _WHEEL_SHA256:
         raise PerfAnalyzerUnavailable(
@@ -210,7 +211,3 @@ def _link_libraries(libraries: Path) -> None:
         if found and not (link.is_symlink() and link.exists()):
             link.unlink(missing_ok=True)
             link.symlink_to(found[0])
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1].strip()

@@ -13,8 +13,6 @@ The server comes first; what is timed in this process, which may import torch, l
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +23,8 @@ import click
 
 from arrowhead_engine.compute import choose
 from perf import profile_page, profile_plots, scaling
-from perf.machine import ROOT, Bystanders, describe
+from perf.common import common_options, end_as_ctrl_c_does
+from perf.machine import Bystanders, describe
 from perf.profile_copies import with_no_op
 from perf.profile_load import Latency, LoadFailed
 from perf.profile_results import ProfileResults
@@ -53,7 +52,6 @@ from perf.server import Served, ServeFailed, served
 from perf.stats import Sample
 from perf.texts import Texts
 
-OUT = Path(__file__).parent / "results"
 PARTS = ("time", "scaling", "line", "repeated", "instances")
 
 
@@ -115,24 +113,10 @@ Say = Callable[[str], None]
     multiple=True,
     help="Measure this part alone; may be given several times.",
 )
-@click.option(
-    "--repository",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=ROOT / "model_repository",
-    show_default="model_repository",
-    help="The model repository to serve.",
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=OUT,
-    show_default="perf/results",
-    help="Where to write.",
-)
+@common_options
 def main(quick: bool, only: tuple[str, ...], repository: Path, out: Path) -> None:
     """Measure where the time goes: stages, scaling, long texts, repeated texts, instances."""
-    # As Ctrl-C does, so that what was started is stopped.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_as_ctrl_c_does()
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here leaves the machine
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:

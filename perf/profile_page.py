@@ -9,28 +9,30 @@ from perf.profile_load import Latency
 from perf.profile_results import ProfileResults
 from perf.profile_server import Line, Repeated
 from perf.profile_time import NO_OP_CLIENTS, SHORT_TOKENS, TimeResults, Where
-from perf.report import table
+from perf.report import head, picture, table
 from perf.scaling import CLIFF, Point, ScalingResults, Series, Size, Step
 from perf.server import ProcessMemory
 from perf.stats import Sample
 
-_DISTURBED = "**Others worked on this machine during the run: read no figure as the server's own.**"
-
 
 def page(results: ProfileResults, plots: Collection[str]) -> str:
     """The whole page, with those of the plots that were drawn."""
-
-    def picture(file: str, alt: str) -> list[str]:
-        return [f"![{alt}]({file})"] if file in plots else []
-
     parts = [*_head(results)]
     if results.time:
-        parts += [*_time(results.time), *picture("profile_time.png", "Shares of a request's time")]
+        parts += [
+            *_time(results.time),
+            *picture(plots, "profile_time.png", "Shares of a request's time"),
+        ]
     if results.scaling:
         parts += _scaling(results.scaling)
-        parts += picture("profile_scaling.png", "Cost of a token over batch, length and model")
+        parts += picture(
+            plots, "profile_scaling.png", "Cost of a token over batch, length and model"
+        )
     if results.line:
-        parts += [*_line(results.line), *picture("profile_line.png", "Latency of short texts")]
+        parts += [
+            *_line(results.line),
+            *picture(plots, "profile_line.png", "Latency of short texts"),
+        ]
     if results.repeated:
         parts += _repeated(results.repeated)
     if results.instances:
@@ -39,30 +41,21 @@ def page(results: ProfileResults, plots: Collection[str]) -> str:
 
 
 def _head(results: ProfileResults) -> list[str]:
-    machine = results.machine
-    rows = [
-        ("processor", f"{machine.cpu}, {machine.cores} cores"),
-        ("its features", ", ".join(machine.features) or "none of note"),
-        ("computes in", results.engine),
-        ("software", f"Triton {results.triton or 'not started'}, Python {machine.python}"),
-        ("Arrowhead", machine.revision),
-        ("date", machine.date),
-        ("load average before", f"{machine.load_before:.2f}"),
-        ("others' work", f"{results.other_work.show(0)} % of the cores, between measurements"),
-        ("the run took", f"{results.seconds:.0f} s"),
-    ]
-    parts = [
-        "# Where the time goes, and how it grows",
+    return head(
+        results,
+        "Where the time goes, and how it grows",
         "Written by `python -m perf.profile` (see the README beside this folder); overwritten by "
         "each run. Figures are medians, with the lowest and highest in brackets. All traffic is on "
         "loopback, and the load generator, one asyncio loop, shares the server's cores. New texts "
         "come once in the whole run, so the response cache never answers them.",
-    ]
-    if results.quick:
-        parts.append("**A smoke run (`--quick`): too short for its figures to mean much.**")
-    if results.is_disturbed:
-        parts.append(_DISTURBED)
-    return [*parts, table(["", ""], rows).replace("---:", "---")]
+        facts=[
+            ("computes in", results.engine),
+            (
+                "software",
+                f"Triton {results.triton or 'not started'}, Python {results.machine.python}",
+            ),
+        ],
+    )
 
 
 def _time(results: TimeResults) -> list[str]:

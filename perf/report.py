@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from perf.common import Run
 from perf.load import CONCURRENCIES, LoadResult
 from perf.results import Results
 from perf.server import ProcessMemory
@@ -77,33 +78,50 @@ def picture(plots: Collection[str], file: str, alt: str) -> list[str]:
     return [f"![{alt}]({file})"] if file in plots else []
 
 
-def _head(results: Results) -> list[str]:
-    machine, engine = results.machine, results.engine
-    versions = ", ".join(f"{name} {number}" for name, number in machine.versions.items())
+def head(
+    run: Run,
+    title: str,
+    about: str,
+    *,
+    facts: Sequence[tuple[str, str]] = (),
+    between: str = "measurements",
+) -> list[str]:
+    """A page's title, what is said of its figures, and the table of the machine and the run."""
+    machine = run.machine
     rows = [
         ("processor", f"{machine.cpu}, {machine.cores} cores"),
         ("its features", ", ".join(machine.features) or "none of note"),
         ("memory", f"{machine.memory_gb:g} GB"),
-        ("computes in", f"{results.dtype} on {engine.device}, {engine.threads} threads"),
-        ("software", f"Triton {results.server.triton}, Python {machine.python}, {versions}"),
+        *facts,
         ("kernel", machine.kernel),
         ("Arrowhead", machine.revision),
         ("date", machine.date),
         ("load average before", f"{machine.load_before:.2f}"),
-        ("others' work", f"{results.other_work.show(0)} % of the cores, between measurements"),
-        ("the run took", f"{results.seconds:.0f} s"),
+        ("others' work", f"{run.other_work.show(0)} % of the cores, between {between}"),
+        ("the run took", f"{run.seconds:.0f} s"),
     ]
-    parts = [
-        "# Measured performance",
+    parts = [f"# {title}", about]
+    if run.quick:
+        parts.append("**A smoke run (`--quick`): too short for its figures to mean much.**")
+    if run.is_disturbed:
+        parts.append(DISTURBED)
+    return [*parts, table(["", ""], rows).replace("---:", "---")]
+
+
+def _head(results: Results) -> list[str]:
+    machine, engine = results.machine, results.engine
+    versions = ", ".join(f"{name} {number}" for name, number in machine.versions.items())
+    return head(
+        results,
+        "Measured performance",
         "Written by `python -m perf` (see the README beside this folder); overwritten by each run. "
         "Figures are medians, with the lowest and highest of all passes in brackets. MB are 10^6 "
         "bytes. All traffic is on loopback, and the load generator shares the server's cores.",
-    ]
-    if results.quick:
-        parts.append("**A smoke run (`--quick`): too short for its figures to mean much.**")
-    if results.is_disturbed:
-        parts.append(DISTURBED)
-    return [*parts, table(["", ""], rows).replace("---:", "---")]
+        facts=[
+            ("computes in", f"{results.dtype} on {engine.device}, {engine.threads} threads"),
+            ("software", f"Triton {results.server.triton}, Python {machine.python}, {versions}"),
+        ],
+    )
 
 
 def _targets(results: Results) -> list[str]:

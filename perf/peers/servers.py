@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from arrowhead_conversion import settings
-from perf.peers.environments import CACHE, PeerUnavailable, last_line, quiet_environment
+from perf.common import last_line
+from perf.peers.environments import CACHE, PeerUnavailable, quiet_environment
 from perf.peers.roads import FastApiRoad, GrpcRoad, InfinityRoad, Road, TritonHttpRoad
 from perf.server import MODEL, memory_of, served
 

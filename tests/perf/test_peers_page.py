@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from perf.common import last_line
 from perf.machine import ROOT, Machine
 from perf.peers import environments, inprocess, plots, report, servers
-from perf.peers.environments import PeerUnavailable, build, fingerprint, last_line
+from perf.peers.environments import PeerUnavailable, build, fingerprint
 from perf.peers.generator import Measured, loads
 from perf.peers.inprocess import Engine
 from perf.peers.results import InProcess, PeerResults
