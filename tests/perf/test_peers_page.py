@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from perf.common import last_line
-from perf.machine import ROOT, Machine
+from perf.machine import Machine
 from perf.peers import environments, inprocess, plots, report, servers
 from perf.peers.environments import PeerUnavailable, build, fingerprint
 from perf.peers.generator import Measured, loads
@@ -110,13 +110,13 @@ def test_shared_doors_give_all_clients_the_same_road():
     assert len(set(map(id, shared))) == 1
 
 
-def test_an_engine_is_timed_in_a_process_of_its_own():
-    repository = str(ROOT / "model_repository")
+def test_an_engine_is_timed_in_a_process_of_its_own(minilm_repository: Path):
+    repository = str(minilm_repository)
     own = Engine("us", "us", Path(sys.executable), ("arrowhead", "float32", repository))
     bad = Engine("bad", "bad", Path(sys.executable), ("arrowhead", "float1", repository))
     missing: dict[str, str] = {}
     found = inprocess.measure([own, bad], rounds=1, slice_ms=0.0, limit_s=0.0, missing=missing)
-    assert [one.key for one in found] == ["us"]
+    assert [one.key for one in found] == ["us"], missing
     assert set(found[0].ms) == {inprocess.name(shape) for shape in inprocess.SHAPES}
     assert list(missing) == ["bad in process"]
     assert "float1" in missing["bad in process"]
