@@ -186,3 +186,21 @@ def test_where_capturing_fails_there_are_no_graphs_and_a_line_says_so(
     monkeypatch.setattr(graphs, "capture", fails)
     assert graphs.made(lambda step: step.starts, 512, CPU) is None
     assert "no CUDA graphs, short texts take longer: operation not permitted" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_on_a_gpu_graphs_are_captured_and_give_what_the_cpu_gives(
+    dtype: str, minilm_weights: Path
+) -> None:
+    encoder = Encoder.open(minilm_weights, device="cuda", dtype=dtype)
+    engine = encoder._engine
+    assert isinstance(engine, TorchEngine)
+    assert engine._graphs is not None
+    plain = Encoder.open(minilm_weights, device="cpu", dtype="float32")
+    for _ in range(2):
+        for lengths in MIXES:
+            rows = rows_of(lengths, 30000)
+            met, wanted = encoder.embed(rows), plain.embed(rows)
+            assert (met * wanted).sum(1).min() >= 0.9995
