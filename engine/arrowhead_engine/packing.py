@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +81,7 @@ class Run:
 
         Args:
             tokens: T, with a tail of zeros after the real ones.
-            texts: B; those that are not there are empty, and the last of them gets the tail.
+            texts: B; those that are not there share the tail, the last of them has some of it.
             pinned: in memory that a GPU reads by itself.
         """
         block = torch.empty(2 * tokens + texts + 1, dtype=torch.int32, pin_memory=pinned)
@@ -91,7 +92,8 @@ class Run:
         np.cumsum(self.lengths, out=starts[1 : own + 1])
         positions[:real] = np.arange(real) - np.repeat(starts[:own], self.lengths)
         if texts > own:
-            starts[own + 1 : -1], starts[-1] = real, tokens
+            shares = texts - own
+            starts[own + 1 :] = real + np.arange(1, shares + 1) * (tokens - real) // shares
         return block
 
 
@@ -193,7 +195,15 @@ def _group(lengths: npt.NDArray[np.int64], start: int, device: torch.device) -> 
         start + real,
         texts,
         longest,
-        torch.from_numpy(gather.ravel()).to(device),
-        torch.from_numpy(np.flatnonzero(is_real.ravel())).to(device),
-        torch.from_numpy(is_real[:, None, None, :]).to(device),
+        _sent(gather.ravel(), device),
+        _sent(np.flatnonzero(is_real.ravel()), device),
+        _sent(is_real[:, None, None, :], device),
     )
+
+
+def _sent(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """The array on a device; a GPU fetches it by itself, and nobody waits for what it does."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
