@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from arrowhead_engine.architectures import Architecture, Config
 from arrowhead_engine.compute import Compute
@@ -33,6 +34,9 @@ from arrowhead_engine.weightfile import WeightFile
 # Tokens that go through the network at once. More brings no speed on a CPU and costs memory; a GPU
 # wants more to be busy.
 TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
+# How padded groups may attend on a GPU. Not by cuDNN, which torch would take on Hopper: it makes a
+# plan for each shape it meets, which takes up to half a second, and groups come in any shape.
+ATTENTIONS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def mean(tokens: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
@@ -131,9 +135,10 @@ class TorchEngine:
             pooled = self._graphs(run)
             if pooled is not None:
                 return pooled
-        return self._pooled(
-            Step.of(run, self.device), None if skips is None else [skips[i] for i in run.order]
-        )
+        step = Step.of(run, self.device)
+        padded = self.device.type == "cuda" and not self.network.ragged
+        with sdpa_kernel(ATTENTIONS) if padded else nullcontext():
+            return self._pooled(step, None if skips is None else [skips[i] for i in run.order])
 
     def _to_host(self, pooled: Tensor) -> Tensor:
         if self.device.type != "cuda":
