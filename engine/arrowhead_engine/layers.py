@@ -59,28 +59,33 @@ varlen_attn = _flash()
 Attention = Callable[[Tensor, int], Tensor]
 
 
-def ragged(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether attention takes texts of any length as they lie (FlashAttention does, on a GPU)."""
+def ragged(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether attention with heads of `width` takes texts of any length as they lie.
+
+    FlashAttention does, on a GPU.
+    """
     return (
         device.type == "cuda"
         and varlen_attn is not None
         and dtype in (torch.float16, torch.bfloat16)
+        and width % 8 == 0
+        and width <= 256
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
 
 
 def attention(
-    step: Step, dtype: torch.dtype, *, window: int | None = None, bias: Tensor | None = None
+    step: Step, *, ragged: bool, window: int | None = None, bias: Tensor | None = None
 ) -> Attention:
     """How the tokens of a step attend.
 
     Args:
         step: the texts.
-        dtype: of the qkv to come.
+        ragged: as they lie, without a bias.
         window: how far a token looks to either side, if not everywhere.
         bias: [H, S, S], added to scores by query's and key's place, if anything is.
     """
-    if bias is None and ragged(step.input_ids.device, dtype):
+    if ragged:
         return _as_they_lie(step, -1 if window is None else window)
     device = step.input_ids.device
     return _grouped(step.groups, [_mask(group, window, bias, device) for group in step.groups])
@@ -142,6 +147,10 @@ def _attend(qkv: Tensor, group: Group, mask: Tensor | None, heads: int) -> Tenso
     return out if group.scatter is None else out.index_select(0, group.scatter)
 
 
+# Turns queries and keys by their tokens' positions: (qkv [T, 3D], H) -> the same.
+Rotation = Callable[[Tensor, int], Tensor]
+
+
 class Rotary:
     """Rotary positions (Su et al. 2021, arXiv:2104.09864), halves rotated as in GPT-NeoX."""
 
@@ -151,11 +160,15 @@ class Rotary:
         angles = torch.arange(positions, dtype=torch.float32)[:, None] * inverse
         self.cos, self.sin = angles.cos().to(device), angles.sin().to(device)  # [positions, w / 2]
 
-    def __call__(self, qkv: Tensor, positions: Tensor, heads: int) -> Tensor:
-        """Turns queries and keys of qkv [T, 3D] by their tokens' positions [T]."""
-        width = self.cos.shape[1] * 2
-        parts = qkv.view(len(qkv), 3, heads, width)
-        cos, sin = self.cos[positions][:, None, None], self.sin[positions][:, None, None]
-        first, second = parts[:, :2].float().chunk(2, dim=-1)  # [T, 2, H, width / 2]
-        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-        return torch.cat([turned.to(qkv.dtype), parts[:, 2:]], dim=1).view_as(qkv)
+    def at(self, positions: Tensor) -> Rotation:
+        """How tokens at `positions` [T] turn, the same in all layers."""
+        cos = F.embedding(positions, self.cos)[:, None, None]  # [T, 1, 1, width / 2]
+        sin = F.embedding(positions, self.sin)[:, None, None]
+
+        def turn(qkv: Tensor, heads: int) -> Tensor:
+            parts = qkv.view(len(qkv), 3, heads, -1)
+            first, second = parts[:, :2].float().chunk(2, dim=-1)  # [T, 2, H, width / 2]
+            turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+            return torch.cat([turned.to(qkv.dtype), parts[:, 2:]], dim=1).view_as(qkv)
+
+        return turn

@@ -16,7 +16,16 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from arrowhead_engine.errors import UnsupportedModel
-from arrowhead_engine.layers import Attention, Norm, Rotary, attention, linear, norm, ragged
+from arrowhead_engine.layers import (
+    Attention,
+    Norm,
+    Rotary,
+    Rotation,
+    attention,
+    linear,
+    norm,
+    ragged,
+)
 from arrowhead_engine.linear import Linear
 from arrowhead_engine.packing import Step
 from arrowhead_engine.sizes import EncoderSizes, Shapes, linear_shapes, merged, norm_shapes
@@ -109,9 +118,9 @@ class Layer:
     heads: int
     dtype: torch.dtype
 
-    def __call__(self, x: Tensor, rotary: Rotary, positions: Tensor, attend: Attention) -> Tensor:
+    def __call__(self, x: Tensor, turn: Rotation, attend: Attention) -> Tensor:
         """The next layer's x, [T, D] as this one's."""
-        qkv = rotary(self.qkv(x.to(self.dtype)), positions, self.heads)
+        qkv = turn(self.qkv(x.to(self.dtype)), self.heads)
         x = self.attention_norm(self.attention_out.add(attend(qkv, self.heads), x))
         gate, up = self.gate_up(x.to(self.dtype)).chunk(2, dim=-1)
         return self.norm(self.down.add(F.silu(gate) * up, x))
@@ -128,7 +137,7 @@ class NomicBert:
         head = config.hidden_size // config.num_attention_heads
         device = self.words.table.device
         self.rotary = Rotary(config.rope_theta, head, config.max_position_embeddings, device)
-        self.dtype, self.ragged = dtype, ragged(device, dtype)
+        self.ragged = ragged(device, dtype, head)
         self.layers = []
         for i in range(config.num_hidden_layers):
             at, eps = f"encoder.layers.{i}.", config.layer_norm_eps
@@ -150,7 +159,7 @@ class NomicBert:
         """The vector of every real token in the step."""
         words = self.words(step.input_ids)
         x = self.norm(self.token_type + words)
-        attend = attention(step, self.dtype)
+        attend, turn = attention(step, ragged=self.ragged), self.rotary.at(step.positions)
         for layer in self.layers:
-            x = layer(x, self.rotary, step.positions, attend)
+            x = layer(x, turn, attend)
         return x[: step.real]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from arrowhead_engine.layers import Attention, Norm, attention, linear, norm, ragged
@@ -65,14 +66,15 @@ class PostNormNetwork:
             by_pair = by_distance[:, places[None, :] - places[:, None] + most - 1]
             self.bias = by_pair.to(self.words.table.device, dtype)
         self.dtype = dtype
-        self.ragged = self.bias is None and ragged(self.words.table.device, dtype)
+        head = plan.width // plan.heads
+        self.ragged = self.bias is None and ragged(self.words.table.device, dtype, head)
         self.layers = [_layer(plan, i, weight, dtype) for i in range(plan.layers)]
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""
         words = self.words(step.input_ids)
-        x = self.norm(self.position_embeddings[step.positions] + words)
-        attend = attention(step, self.dtype, bias=self.bias)
+        x = self.norm(F.embedding(step.positions, self.position_embeddings) + words)
+        attend = attention(step, ragged=self.ragged, bias=self.bias)
         for layer in self.layers:
             x = layer(x, attend)
         return x[: step.real]

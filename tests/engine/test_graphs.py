@@ -19,7 +19,7 @@ from torch import Tensor
 
 from arrowhead_engine import graphs, layers
 from arrowhead_engine.encoder import Encoder
-from arrowhead_engine.graphs import SIZES, TEXTS, Graphs
+from arrowhead_engine.graphs import LONGEST, SIZES, TAIL, TEXTS, Graphs
 from arrowhead_engine.packing import Step, runs
 from arrowhead_engine.spec import Ids
 from arrowhead_engine.torch_engine import POOL, TorchEngine
@@ -27,6 +27,7 @@ from arrowhead_engine.torch_engine import POOL, TorchEngine
 from .random_models import configs, model_file
 
 CPU = torch.device("cpu")
+FEW = (16, 96, 512, 1024)  # sizes, where a network computes for each
 # In every mix: alone, equal, mixed, as many texts as there are places, one more, too many tokens.
 MIXES = [
     [1],
@@ -70,7 +71,7 @@ def attend_text_by_text(
 
 
 def replay_by_computing_again(
-    run: Callable[[], Tensor], device: torch.device, pool: object
+    run: Callable[[], Tensor], stream: object, pool: object
 ) -> tuple[Callable[[], None], Tensor]:
     """As a graph: always the same memory in and out, and only what stands there then counts."""
     out = run().clone()
@@ -94,8 +95,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "varlen_attn", attend_text_by_text)
     monkeypatch.setattr(graphs, "capture", replay_by_computing_again)
-    for name in ("layers", "postnorm", "modernbert", "nomicbert"):
-        monkeypatch.setattr(f"arrowhead_engine.{name}.ragged", lambda device, dtype: True)
+    monkeypatch.setattr(graphs, "SIZES", FEW)
+    for name in ("postnorm", "modernbert", "nomicbert"):
+        monkeypatch.setattr(f"arrowhead_engine.{name}.ragged", lambda *_: True)
 
 
 def with_graphs(encoder: Encoder) -> TorchEngine:
@@ -128,8 +130,8 @@ def test_as_they_lie_and_replayed_gives_what_groups_give(
     engine.network = lambda step: launched.append(step) or network(step)  # type: ignore
     for _ in range(2):  # what the first left in a graph's memory is not looked at
         np.testing.assert_allclose(encoder.embed(rows[::-1])[::-1], wanted, atol=2e-6)
-        small = sum(lengths) < SIZES[-1] and len(lengths) <= TEXTS
-        assert {len(step.input_ids) in SIZES for step in launched} == {small}
+        small = sum(lengths) <= FEW[-1] and len(lengths) <= TEXTS
+        assert {len(step.input_ids) - TAIL in FEW for step in launched} == {small}
         encoder.embed(rows_of([5, 1, 90]))
         launched.clear()
 
@@ -157,24 +159,43 @@ def test_texts_whose_prompt_does_not_count_go_without_a_graph(
     assert np.abs(wanted - encoder._engine(rows, None)).max() > 1e-3
 
 
-def test_a_step_takes_the_smallest_size_that_leaves_a_row_for_the_tail(
-    like_a_gpu: None,
-) -> None:
+def test_a_step_takes_the_smallest_size_that_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "capture", replay_by_computing_again)
     seen: list[int] = []
 
     def pooled(step: Step) -> Tensor:
-        seen.append(len(step.input_ids))
+        seen.append(len(step.input_ids) - TAIL)
         return step.starts[:, None].float()
 
-    made = Graphs(pooled, 512, CPU)
+    made = Graphs(pooled, 2000, CPU)
     assert seen == sorted(SIZES, reverse=True)
-    for tokens, size in ((15, 16), (16, 32), (100, 128), (2047, 2048)):
+    mixes = [([1], 16), ([16], 16), ([17], 32), ([100] * 20, 2048), ([1] * 17, 192)]
+    for lengths, size in [*mixes, ([64] * TEXTS, 8192), ([LONGEST], 1024)]:
         seen.clear()
-        (run,) = runs(rows_of([tokens]), 100_000)
+        (run,) = runs(rows_of(lengths), 100_000)
         assert made(run) is not None
         assert seen == [size]
-    (run,) = runs(rows_of([SIZES[-1]]), 100_000)
-    assert made(run) is None
+    for lengths in ([64] * TEXTS + [1], [1] * (TEXTS + 1), [LONGEST + 1]):
+        (run,) = runs(rows_of(lengths), 100_000)
+        assert made(run) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "so"),
+    [
+        (torch.float16, 32, True),
+        (torch.bfloat16, 64, True),
+        (torch.float16, 26, False),
+        (torch.float16, 264, False),
+        (torch.float32, 32, False),
+    ],
+)
+@pytest.mark.skipif(layers.varlen_attn is None, reason="an older torch")
+def test_flash_attention_is_given_what_it_takes(
+    dtype: torch.dtype, width: int, so: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert layers.ragged(torch.device("cuda"), dtype, width) is so
 
 
 def test_where_capturing_fails_there_are_no_graphs_and_a_line_says_so(
@@ -200,7 +221,7 @@ def test_on_a_gpu_graphs_are_captured_and_give_what_the_cpu_gives(
     assert engine._graphs is not None
     plain = Encoder.open(minilm_weights, device="cpu", dtype="float32")
     for _ in range(2):
-        for lengths in MIXES:
+        for lengths in [*MIXES, [150] * 60]:
             rows = rows_of(lengths, 30000)
             met, wanted = encoder.embed(rows), plain.embed(rows)
             assert (met * wanted).sum(1).min() >= 0.9995
