@@ -334,9 +334,9 @@ def page(results: GpuResults) -> str:
             ],
         ),
         "## The server, over gRPC",
-        "Texts of 5 to 60 words, none of them twice; by processes of the encoder. The load comes from "
-        "one Python process, which itself becomes the limit at some thousands of requests a second; "
-        "`make perf` has the same loads from perf_analyzer.",
+        "Texts of 5 to 60 words, none of them twice; by processes of the encoder. The load comes "
+        "from one Python process, which is itself the limit at some thousands of requests a "
+        "second; `make perf` has the same loads from perf_analyzer.",
         table(
             ["encoders", "clients", "texts a request", "p50, ms", "p99, ms", "texts/s"],
             [
