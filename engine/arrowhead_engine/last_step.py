@@ -32,6 +32,9 @@ class LastStep:
         texts = [row.tobytes() for row in ids]
         new = {text: row for text, row in zip(texts, ids, strict=True) if text not in self._vectors}
         computed = self._embed(list(new.values()))
+        if not texts:
+            return computed
         known = self._vectors | dict(zip(new, computed, strict=True))
-        self._vectors = {text: known[text] for text in texts}
-        return np.stack([known[text] for text in texts]) if texts else computed
+        vectors: Floats = np.stack([known[text] for text in texts])
+        self._vectors = dict(zip(texts, vectors, strict=True))
+        return vectors.copy()

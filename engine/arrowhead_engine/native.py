@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from arrowhead_engine.compute import library, processors
-from arrowhead_engine.panels import Panels, starts
+from arrowhead_engine.panels import Panels
 from arrowhead_engine.pooling import POOLINGS
 from arrowhead_engine.sizes import PostNorm
 from arrowhead_engine.spec import Ids
@@ -262,18 +262,15 @@ class NativeEngine:
         panels = None
         if shared is not None:
             try:
-                panels = Panels.shared(shared, self._key(products), sizes, lay_out)
+                panels = Panels.shared(shared / self._key(products), sizes, lay_out)
             except OSError as error:
-                LOGGER.warning("%s: this process lays them out for itself", error)
+                LOGGER.warning("%s: weights cannot be shared there: %s", shared, error)
         panels = panels or Panels.private(sizes, lay_out)
         self._panels.append(panels)
-        for product, start in zip(products, starts(sizes), strict=True):
-            bias = np.concatenate(
-                [float32(self._weights, f"{name}.bias") for name in product.names]
-            )
-            made = _kernels().arrowhead_linear(
-                panels.address + start, *product.shape, self._pointer(bias)
-            )
+        for product, address in zip(products, panels.addresses, strict=True):
+            biases = [float32(self._weights, f"{name}.bias") for name in product.names]
+            bias = self._pointer(np.concatenate(biases))
+            made = _kernels().arrowhead_linear(address, *product.shape, bias)
             self._linears.append(_made(made))
         return self._linears
 

@@ -32,14 +32,15 @@ _CHECKSUM_BYTES = 4
 
 
 class Panels:
-    """Laid-out layers, one after the other.
+    """Laid-out layers, end to end.
 
     Attributes:
-        address: of the first byte, on a page of its own.
+        addresses: where each begins.
     """
 
-    def __init__(self, memory: mmap.mmap, folder: Path | None = None) -> None:
-        self.address = _address(memory)
+    def __init__(self, memory: mmap.mmap, sizes: Sequence[int], folder: Path | None = None) -> None:
+        first = _address(memory)
+        self.addresses = [first + start for start in accumulate(sizes[:-1], initial=0)]
         self._memory = memory
         self._folder = folder
 
@@ -50,33 +51,33 @@ class Panels:
         Raises:
             MemoryError: there is not enough.
         """
-        panels = cls(_memory(sum(sizes)))
-        for number, at in enumerate(starts(sizes)):
-            lay_out(number, panels.address + at)
+        panels = cls(_memory(sum(sizes)), sizes)
+        for number, address in enumerate(panels.addresses):
+            lay_out(number, address)
         return panels
 
     @classmethod
-    def shared(cls, folder: Path, key: str, sizes: Sequence[int], lay_out: LayOut) -> Panels:
-        """The same in a file of `folder`, laid out only if nobody did so before.
+    def shared(cls, path: Path, sizes: Sequence[int], lay_out: LayOut) -> Panels:
+        """The same in a file, laid out only if nobody did so before.
 
         Args:
-            folder: of the user's own.
-            key: a file name; what is laid out under one key is the same to the bit.
-            sizes, lay_out: as for `private`.
+            path: named for all that decides over a bit of it, in a folder of the user's own.
+            sizes: bytes of each layer.
+            lay_out: puts one there.
 
         Raises:
             OSError: the folder is full, or is not to be written.
             MemoryError: there is not enough for the largest layer.
         """
-        with _locked(folder):
-            memory = _found(folder / key, sum(sizes))
+        with _locked(path.parent):
+            memory = _found(path, sum(sizes))
             if memory is None:
-                _make(folder / key, sizes, lay_out)
-                memory = _found(folder / key, sum(sizes))
-                _remove_unused(folder)
+                _make(path, sizes, lay_out)
+                memory = _found(path, sum(sizes))
+                _remove_unused(path.parent)
         if memory is None:
-            raise OSError(f"{folder / key}: not what was written just now")
-        return cls(memory, folder)
+            raise OSError(f"{path}: not what was written just now")
+        return cls(memory, sizes, path.parent)
 
     def close(self) -> None:
         """Gives the memory back; the last process that used a file removes it."""
@@ -84,11 +85,6 @@ class Panels:
         if self._folder is not None:
             with suppress(OSError), _locked(self._folder):  # the server may have removed it
                 _remove_unused(self._folder)
-
-
-def starts(sizes: Sequence[int]) -> list[int]:
-    """Where each layer begins, in bytes from the first."""
-    return [0, *accumulate(sizes[:-1])]
 
 
 def _found(path: Path, size: int) -> mmap.mmap | None:
@@ -133,7 +129,7 @@ def _remove_unused(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name == "lock":
             continue
-        with suppress(BlockingIOError), path.open("rb") as file:
+        with suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
 
