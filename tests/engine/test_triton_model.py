@@ -58,7 +58,10 @@ def model(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     made = module.TritonPythonModel()
-    config = {"parameters": {"compute_dtype": {"string_value": "float32"}}}
+    config = {
+        "parameters": {"compute_dtype": {"string_value": "float32"}},
+        "instance_group": [{"count": 1}],
+    }
     made.initialize(
         {
             "model_config": json.dumps(config),

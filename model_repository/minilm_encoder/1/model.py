@@ -22,13 +22,15 @@ class TritonPythonModel:
     """All requests of a batch go through the network together, packed, whatever their lengths."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        parameters = json.loads(args["model_config"])["parameters"]
+        config = json.loads(args["model_config"])
+        processes = sum(group["count"] for group in config["instance_group"])
         folder = Path(args["model_repository"]).resolve()
         self.encoder = Encoder.open(
             folder / args["model_version"] / "weights.parquet",
             device=instance_device(args["model_instance_kind"], args["model_instance_device_id"]),
-            dtype=parameters["compute_dtype"]["string_value"],
-            shared=os.environ.get("ARROWHEAD_SHARED"),  # `arrowhead serve` names it
+            dtype=config["parameters"]["compute_dtype"]["string_value"],
+            # `arrowhead serve` names the folder. One process alone starts sooner without.
+            shared=os.environ.get("ARROWHEAD_SHARED") if processes > 1 else None,
         )
         # Raises, and so keeps the model from being ready, unless its vectors are the certified.
         self.encoder.verify()
