@@ -29,29 +29,11 @@ Floats = npt.NDArray[np.float32]
 
 PANEL = 32  # outputs of a linear layer that are computed together (kernels/tile.hpp)
 FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}  # kernels/linear.hpp
-_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
 
 
 def knows(plan: PostNorm) -> bool:
     """Whether the kernels can do it: all widths, a head's too, must be multiples of 32."""
     return not (plan.width % PANEL or plan.wide % PANEL or plan.width // plan.heads % PANEL)
-
-
-def stored(weights: WeightFile, name: str) -> npt.NDArray[Any]:
-    """A tensor as it lies in the file, of bfloat16 the bits."""
-    info = weights.tensors[name]
-    return np.frombuffer(weights.buffer(name), _NUMPY[info.dtype]).reshape(info.shape)
-
-
-def float32(weights: WeightFile, name: str) -> Floats:
-    """A tensor as float32, int8 rows multiplied with their scales."""
-    info, raw = weights.tensors[name], stored(weights, name)
-    if info.dtype == "bfloat16":
-        return (raw.astype(np.uint32) << 16).view(np.float32)
-    if info.dtype == "int8":
-        scales = weights.scales(name).reshape(-1, *[1] * (raw.ndim - 1))
-        return raw.astype(np.float32) * scales
-    return np.ascontiguousarray(raw, np.float32)
 
 
 class _Norm(Structure):
@@ -144,14 +126,14 @@ class NativeEngine:
         weakref.finalize(self, _free, self._network, self._linears).atexit = False
 
         first = plan.first_position
-        positions = float32(weights, plan.positions)[first : first + most]
+        positions = weights.float32(plan.positions)[first : first + most]
         if plan.types is not None:
             # Every text is of token type 0, so that row is added to the positions once and for all.
-            positions = positions + float32(weights, plan.types)[0]
+            positions = positions + weights.float32(plan.types)[0]
         distances = None
         if plan.distances is not None:
             name, table = plan.distances
-            distances = self._pointer(table(float32(weights, name), most))
+            distances = self._pointer(table(weights.float32(name), most))
         scales = weights.scales(plan.words)
         self._plan = _Plan(
             width=plan.width,
@@ -161,7 +143,7 @@ class NativeEngine:
             words_format=FORMATS[weights.tensors[plan.words].dtype],
             most=most,
             eps=plan.eps,
-            words=self._pointer(stored(weights, plan.words)),
+            words=self._pointer(weights.stored(plan.words)),
             word_scales=self._pointer(scales) if len(scales) else None,
             positions=self._pointer(positions),
             distances=distances,
@@ -205,7 +187,7 @@ class NativeEngine:
         )
 
     def _norm(self, name: str) -> _Norm:
-        weight, bias = (float32(self._weights, f"{name}.{part}") for part in ("weight", "bias"))
+        weight, bias = (self._weights.float32(f"{name}.{part}") for part in ("weight", "bias"))
         return _Norm(self._pointer(weight), self._pointer(bias))
 
     def _linear(self, *names: str) -> int:
@@ -214,12 +196,12 @@ class NativeEngine:
         dtypes = {self._weights.tensors[part].dtype for part in parts}
         dtype, scales = dtypes.pop(), None
         if dtypes:  # stored differently
-            dtype, rows = "float32", np.concatenate([float32(self._weights, p) for p in parts])
+            dtype, rows = "float32", np.concatenate([self._weights.float32(p) for p in parts])
         else:
-            rows = np.concatenate([stored(self._weights, part) for part in parts])
+            rows = np.concatenate([self._weights.stored(part) for part in parts])
             if dtype == "int8":
                 scales = np.concatenate([self._weights.scales(part) for part in parts])
-        bias = np.concatenate([float32(self._weights, f"{name}.bias") for name in names])
+        bias = np.concatenate([self._weights.float32(f"{name}.bias") for name in names])
         # float16 holds exactly what the file does, and halves what a short text has to read.
         format_ = "float16" if self._dtype == "float32" and dtype == "float16" else self._dtype
         made = _kernels().arrowhead_linear(

@@ -16,7 +16,8 @@ from arrowhead_engine.architectures import WITH_A_FILE, architecture
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.errors import UnsupportedModel
 from arrowhead_engine.spec import MODEL_KEY, ModelSpec
-from arrowhead_engine.weightfile import Tensor, write
+from arrowhead_engine.weightfile import Tensor
+from arrowhead_engine.weightwriter import write
 
 VOCAB = 500
 COMMON = {"vocab_size": VOCAB, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}

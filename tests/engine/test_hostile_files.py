@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from arrowhead_engine import errors
-from arrowhead_engine.weightfile import Compression, Tensor, WeightFile, write
+from arrowhead_engine.weightfile import Tensor, WeightFile
+from arrowhead_engine.weightwriter import Compression, write
 
 SHAPE = pa.list_(pa.field("element", pa.int32(), nullable=False))
 TYPES: dict[str, Any] = {
@@ -225,7 +226,7 @@ def a_dictionary_of_scales(path: Path) -> None:
     """Millions of equal values take a few bytes, until they are read."""
     types = pa.schema([pa.field(n, k, nullable=False) for n, k in QUANTISED.items()])
     fine = row(dtype="int8", data=b"1234", byte_planes=False, scales=[1.0] * 3_000_000)
-    with pq.ParquetWriter(path, types, store_schema=False, use_dictionary=True) as writer:
+    with pq.ParquetWriter(path, types, store_schema=False, use_dictionary=["scales.list.element"]) as writer:
         writer.add_key_value_metadata({"arrowhead.format_version": "1"})
         writer.write_table(pa.Table.from_pylist([fine], types))
     assert path.stat().st_size < 10_000

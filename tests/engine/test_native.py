@@ -24,7 +24,8 @@ from arrowhead_engine.errors import UnsupportedModel
 from arrowhead_engine.native import NativeEngine
 from arrowhead_engine.pooling import POOLINGS
 from arrowhead_engine.spec import MODEL_KEY, Ids, ModelSpec
-from arrowhead_engine.weightfile import Tensor, WeightFile, write
+from arrowhead_engine.weightfile import Tensor, WeightFile
+from arrowhead_engine.weightwriter import write
 
 WHY_NOT = compute._not_native("cpu", "float32", plain=True)
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no native engine: {WHY_NOT}")

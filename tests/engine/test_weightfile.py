@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arrowhead_engine.errors import BadDtype, BadShape, DuplicateTensor, SizeMismatch
-from arrowhead_engine.weightfile import ALIGNMENT, ITEM_SIZE, Tensor, WeightFile, write
+from arrowhead_engine.weightfile import ALIGNMENT, ITEM_SIZE, Tensor, WeightFile
+from arrowhead_engine.weightwriter import write
 
 RNG = np.random.default_rng(0)
 
