@@ -8,7 +8,6 @@ PLAIN page each. Whatever the bytes, there is an answer, `Unreadable` or `Foreig
 from __future__ import annotations
 
 import re
-from itertools import count
 from typing import NamedTuple
 
 from arrowhead_engine import thrift
@@ -39,8 +38,8 @@ _OFFSET, _DICTIONARY = 9 << 4 | I64, 11 << 4 | I64
 _PAGE_KIND, _PAGE_PLAIN_BYTES, _PAGE_STORED_BYTES = 1 << 4 | I32, 2 << 4 | I32, 3 << 4 | I32
 _PAGE, _PAGE_VALUES, _PAGE_ENCODING = 5 << 4 | STRUCT, 1 << 4 | I32, 2 << 4 | I32
 
-
-# The end of a chunk's fields: the four that change, then statistics of encodings and of sizes.
+# What ends a chunk's fields: number of values, bytes before and after compression, offset, each
+# after the byte for its number and type; statistics of encodings (I) and of sizes (<), not read.
 _SIZES = re.compile(
     rb"\x16(V)\x16(V)\x16(V)&(V)"
     rb"(?:I\x1c(?:\x15V){3}\x00)?"
@@ -76,18 +75,18 @@ class Chunk(NamedTuple):
     """What a column holds in a row group: pages, each with a header.
 
     Attributes:
-        offset: where its first data page's header starts in the file.
-        stored_bytes: what its pages and their headers take in the file.
-        plain_bytes: what they would take uncompressed.
         num_values: of a list, its elements; of an empty one, one.
+        plain_bytes: what its pages and their headers would take uncompressed.
+        stored_bytes: what they take in the file.
+        offset: where the first data page's header starts in the file.
         codec: how it is compressed.
         plain: whether it has no encoding but PLAIN (and RLE, which levels have), no dictionary.
     """
 
-    offset: int
-    stored_bytes: int
-    plain_bytes: int
     num_values: int
+    plain_bytes: int
+    stored_bytes: int
+    offset: int
     codec: int
     plain: bool
 
@@ -133,7 +132,7 @@ def read_footer(raw: bytes) -> Footer:
     except IndexError as error:
         raise Unreadable("it ends too early") from error
     except KeyError as error:
-        raise Unreadable(f"field {int(str(error)) >> 4} of a struct is missing") from error
+        raise Unreadable(f"field {error.args[0] >> 4} of a struct is missing") from error
     except thrift.Malformed as error:
         raise Unreadable(str(error)) from error
     for number, group in enumerate(groups):
@@ -145,9 +144,12 @@ def read_footer(raw: bytes) -> Footer:
 class _Before(NamedTuple):
     """What chunks of a column have in common: their bytes up to the sizes, and what those say."""
 
-    bytes: bytes
+    begin: bytes
     codec: int
     plain: bool
+
+
+_NONE = _Before(b"", -1, False)  # which no pattern follows
 
 
 class _RowGroups:
@@ -158,7 +160,7 @@ class _RowGroups:
     """
 
     def __init__(self) -> None:
-        self._before: dict[int, _Before] = {}  # by column
+        self._before: list[_Before] = []  # by column
 
     def __call__(self, raw: bytes, at: int) -> tuple[list[RowGroup], int]:
         return thrift.sequence(raw, at, self._group)
@@ -168,22 +170,18 @@ class _RowGroups:
         return RowGroup(fields[_NUM_ROWS], fields[_CHUNKS]), at
 
     def _chunks(self, raw: bytes, at: int) -> tuple[list[Chunk], int]:
-        columns = count()
-        return thrift.sequence(raw, at, lambda raw, at: self._chunk(raw, at, next(columns)))
-
-    def _chunk(self, raw: bytes, at: int, column: int) -> tuple[Chunk, int]:
-        before = self._before.get(column)
-        if (
-            before is not None
-            and raw.startswith(before.bytes, at)
-            and (sizes := _SIZES.match(raw, at + len(before.bytes)))
-        ):
-            values, plain, stored, offset = sizes.groups()
-            chunk = Chunk(
-                *map(_integer, (offset, stored, plain, values)), before.codec, before.plain
-            )
-            return chunk, sizes.end()
-        return self._any_chunk(raw, at, column)
+        count, _, at = thrift.list_head(raw, at)
+        chunks: list[Chunk] = []
+        for column in range(count):
+            begin, codec, plain = self._before[column] if column < len(self._before) else _NONE
+            if raw.startswith(begin, at) and (rest := _SIZES.match(raw, at + len(begin))):
+                values, plain_bytes, stored, offset = map(_integer, rest.groups())
+                chunks.append(Chunk(values, plain_bytes, stored, offset, codec, plain))
+                at = rest.end()
+            else:
+                chunk, at = self._any_chunk(raw, at, column)
+                chunks.append(chunk)
+        return chunks, at
 
     def _any_chunk(self, raw: bytes, at: int, column: int) -> tuple[Chunk, int]:
         starts: dict[int, int] = {}
@@ -195,14 +193,15 @@ class _RowGroups:
         fields = outer[_CHUNK]
         plain = _DICTIONARY not in fields and _are_plain(fields[_ENCODINGS])
         chunk = Chunk(
-            fields[_OFFSET],
-            fields[_STORED_BYTES],
-            fields[_PLAIN_BYTES],
             fields[_NUM_VALUES],
+            fields[_PLAIN_BYTES],
+            fields[_STORED_BYTES],
+            fields[_OFFSET],
             fields[_CODEC],
             plain,
         )
-        self._before[column] = _Before(raw[at : starts[_NUM_VALUES]], chunk.codec, plain)
+        before = _Before(raw[at : starts[_NUM_VALUES]], chunk.codec, plain)
+        self._before[column : column + 1] = [before]
         return chunk, end
 
 
@@ -257,13 +256,13 @@ class PageHeader(NamedTuple):
     """What stands before a PLAIN data page.
 
     Attributes:
-        bytes: the header itself.
+        raw: the header itself.
         num_values: as in `Chunk`.
         plain_bytes: what the page takes uncompressed.
         stored_bytes: what it takes in the file.
     """
 
-    bytes: bytes
+    raw: bytes
     num_values: int
     plain_bytes: int
     stored_bytes: int
@@ -307,9 +306,9 @@ class Pages:
             Foreign: it is not one page, or not a PLAIN one.
         """
         header = self._met.get(len(raw))
-        if header is None or not raw.startswith(header.bytes):
+        if header is None or not raw.startswith(header.raw):
             header = self._met[len(raw)] = read_page_header(raw)
-        page = raw[len(header.bytes) :]
+        page = raw[len(header.raw) :]
         if header.stored_bytes != len(page) or header.num_values != num_values:
             raise Foreign(f"has not its {num_values} values in one page of {len(page)} bytes")
         if header.plain_bytes != len(page):
@@ -366,9 +365,8 @@ def read_list(page: bytes, num_values: int, width: int) -> bytes:
     except (IndexError, thrift.Malformed) as error:
         raise Unreadable("the levels of its list are damaged") from error
     empty = num_values == 1 and definition == b"\0"
-    if repetition != b"\0" + b"\1" * (num_values - 1) or (
-        definition != b"\1" * num_values and not empty
-    ):
+    whole = definition == b"\1" * num_values
+    if repetition != b"\0" + b"\1" * (num_values - 1) or not (empty or whole):
         raise Unreadable("its levels are not those of one list")
     values = page[at:]
     if len(values) != (0 if empty else num_values * width):

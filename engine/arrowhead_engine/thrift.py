@@ -92,7 +92,7 @@ def sequence(
     Raises:
         Malformed, IndexError: these bytes are none, or it has more than `most` values.
     """
-    count, _, at = _list_head(raw, at)
+    count, _, at = list_head(raw, at)
     if most is not None and count > most:
         raise Malformed(f"a list of {count} values, {most} at most")
     values = []
@@ -129,7 +129,7 @@ def binary(raw: bytes, at: int) -> tuple[bytes, int]:
     return raw[at:end], end
 
 
-def _list_head(raw: bytes, at: int) -> tuple[int, int, int]:
+def list_head(raw: bytes, at: int) -> tuple[int, int, int]:
     """How many values, of which type, and where the first starts."""
     head = raw[at]
     at += 1
@@ -149,7 +149,7 @@ def _skip(raw: bytes, at: int, kind: int, depth: int) -> int:
     if kind == BINARY:
         return binary(raw, at)[1]
     if kind in (LIST, SET):
-        count, of, at = _list_head(raw, at)
+        count, of, at = list_head(raw, at)
         if of in _WIDTHS:
             return _within(raw, at + count * _WIDTHS[of])
         for _ in range(count):

@@ -51,10 +51,8 @@ Floats = npt.NDArray[np.float32]
 Scales = npt.NDArray[np.float32]
 
 _NO_SCALES: Scales = np.empty(0, np.float32)
-_MOST_DESCRIPTION = 64 * 1024  # bytes for a name, a shape, ...; else a small file could fill memory
-_MOST_DIMENSIONS = 8
-_PAGE_OVERHEAD = 1024  # bytes, generously: page header and length
 _NUMPY = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32, "int8": np.int8}
+_MOST_DIMENSIONS = 8
 _LENGTH = 4  # bytes before a value: how many those are
 _AFTER_FOOTER = 8  # bytes: its length, and the magic
 _MOST_DESCRIPTION = 64 * 1024  # bytes for a name, a shape, ...; else a small file could fill memory
@@ -73,7 +71,6 @@ _COLUMNS = {
 }
 _REWRITTEN = "not as Arrowhead writes it; convert the model again"
 # Absent from files that were written before there were int8 tensors and byte planes.
-_MOST_VALUES = {"shape": 8, "scales": 2**31}  # else one
 _LATER = ("scales", "byte_planes")
 
 
@@ -200,10 +197,9 @@ class WeightFile:
         if tensor.offset is not None:
             return memoryview(self._map)[tensor.offset : tensor.offset + tensor.nbytes]
         stored = _decompressed(self._where(name), self._map, self._compressed[name], tensor.nbytes)
-        data = stored.data  # a copy, for torch refuses read-only buffers
-        if tensor.byte_planes:
-            planes = stored.reshape(ITEM_SIZE[tensor.dtype], -1)
-            data = np.ascontiguousarray(planes.T).reshape(-1).data
+        planes = ITEM_SIZE[tensor.dtype] if tensor.byte_planes else 1
+        # Always a copy: torch refuses read-only buffers.
+        data = stored.reshape(planes, -1).T.flatten().data
         # LZ4 does not tell that it ended early, and leaves what the memory held before.
         self._check_crc32(tensor, data)
         return data
@@ -301,8 +297,7 @@ def _footer_length(buffer: mmap.mmap) -> int:
 
 
 def _check_version(path: Path, footer: parquet.Footer) -> dict[str, str]:
-    metadata = footer.metadata
-    version = metadata.get(VERSION_KEY)
+    version = footer.metadata.get(VERSION_KEY)
     if version is None:
         raise NotAWeightFile(f"{path}: a Parquet file, but without {VERSION_KEY} in its metadata")
     if version != str(FORMAT_VERSION):
@@ -310,7 +305,7 @@ def _check_version(path: Path, footer: parquet.Footer) -> dict[str, str]:
             f"{path}: format version {version!r}, this Arrowhead reads {FORMAT_VERSION}; "
             "upgrade Arrowhead or convert the model again"
         )
-    return metadata
+    return footer.metadata
 
 
 def _check_tensors(
@@ -340,9 +335,9 @@ def _check_tensors(
         if dtype == "int8":
             scales[name] = _read_scales(where, shape, rows, chunks)
         chunk = chunks[columns["data"]]
-        _check_within(f"{where}: data", chunk, rows.data_end)
-        if not chunk.plain:
-            raise BadSchema(f"{where}: its data is not PLAIN, or has a dictionary; {_REWRITTEN}")
+        _check_within(where, "data", chunk, rows.data_end)
+        if not chunk.plain or chunk.num_values != 1:
+            raise BadSchema(f"{where}: its data is not one PLAIN value; {_REWRITTEN}")
         offset = None
         if chunk.codec != parquet.UNCOMPRESSED:
             _check_compressed(where, chunk, nbytes)
@@ -371,25 +366,11 @@ def _check_schema(path: Path, footer: parquet.Footer) -> dict[str, int]:
         if column.type != wanted:
             raise BadSchema(f"{path}: column {name!r} is {column.type!r}, wanted {wanted!r}")
         columns[name] = column.leaf
-    for number, (num_rows, chunks) in enumerate(footer.row_groups):
+    for number, (num_rows, _) in enumerate(footer.row_groups):
         if num_rows != 1:
             raise BadSchema(
                 f"{path}: row group {number} has {num_rows} rows, each must hold one tensor"
             )
-        for name, leaf in columns.items():
-            chunk = chunks[leaf]
-            size = max(chunk.stored_bytes, chunk.plain_bytes)
-            if name not in ("data", "scales") and size > _MOST_DESCRIPTION:
-                raise BadSchema(
-                    f"{path}: row group {number}: {name} takes more than the "
-                    f"{_MOST_DESCRIPTION} bytes that describe a tensor"
-                )
-            most = _MOST_VALUES.get(name, 1)
-            if chunk.num_values > most:
-                raise BadSchema(
-                    f"{path}: row group {number}: {name} holds {chunk.num_values} values, {most} "
-                    "at most"
-                )
     return columns
 
 
@@ -434,10 +415,15 @@ class _Descriptions:
             NotAWeightFile: not even that.
         """
         chunk = chunks[self.columns[name]]
-        _check_within(f"{where}: {name}", chunk, self.data_end)
-        raw = self._buffer[chunk.offset : chunk.offset + chunk.stored_bytes]
+        if chunk.stored_bytes > _MOST_DESCRIPTION and name != "scales":
+            raise BadSchema(
+                f"{where}: {name} takes more than the {_MOST_DESCRIPTION} bytes that describe a "
+                "tensor"
+            )
+        _check_within(where, name, chunk, self.data_end)
         if chunk.codec != parquet.UNCOMPRESSED or not chunk.plain:
             raise BadSchema(f"{where}: {name} is compressed or has a dictionary; {_REWRITTEN}")
+        raw = self._buffer[chunk.offset : chunk.offset + chunk.stored_bytes]
         try:
             return read(self._pages[name](raw, chunk.num_values), chunk.num_values)
         except parquet.Foreign as error:
@@ -449,6 +435,8 @@ class _Descriptions:
 
 
 def _read_shape(page: bytes, num_values: int) -> tuple[int, ...]:
+    if num_values > _MOST_DIMENSIONS:
+        raise parquet.Foreign(f"has {num_values} dimensions, {_MOST_DIMENSIONS} at most")
     return tuple(np.frombuffer(parquet.read_list(page, num_values, 4), "<i4").tolist())
 
 
@@ -461,9 +449,8 @@ def _read_scales(
         raise BadSchema(f"{wanted}; the file has no column 'scales'")
     # Its declared size first, or a small file could fill memory.
     chunk = chunks[rows.columns["scales"]]
-    size = max(chunk.stored_bytes, chunk.plain_bytes)
-    if size > 8 * count + _PAGE_OVERHEAD or chunk.num_values > max(count, 1):
-        raise BadShape(f"{wanted}, met {chunk.num_values} in {size} bytes")
+    if chunk.stored_bytes > 8 * count + _PAGE_OVERHEAD or chunk.num_values > max(count, 1):
+        raise BadShape(f"{wanted}, met {chunk.num_values} in {chunk.stored_bytes} bytes")
     raw = rows.value(where, "scales", chunks, lambda page, n: parquet.read_list(page, n, 4))
     values: Scales = np.frombuffer(raw, "<f4")
     if len(values) != count or not np.isfinite(values).all():
@@ -476,12 +463,12 @@ def rows_scaled(dtype: str, shape: tuple[int, ...]) -> int:
     return shape[0] if dtype == "int8" and shape and 0 not in shape else 0
 
 
-def _check_within(where: str, chunk: parquet.Chunk, data_end: int) -> None:
+def _check_within(where: str, column: str, chunk: parquet.Chunk, data_end: int) -> None:
     end = chunk.offset + chunk.stored_bytes
     if chunk.offset < len(MAGIC) or chunk.stored_bytes < 0 or end > data_end:
         raise BadOffset(
-            f"{where}: said to lie at bytes {chunk.offset}-{end}, outside the file's data (bytes "
-            f"{len(MAGIC)}-{data_end})"
+            f"{where}: its {column} is said to lie at bytes {chunk.offset}-{end}, outside the "
+            f"file's data (bytes {len(MAGIC)}-{data_end})"
         )
 
 
@@ -515,7 +502,7 @@ def _check_compressed(where: str, chunk: parquet.Chunk, nbytes: int) -> None:
 def _decompressed(
     where: str, buffer: mmap.mmap, chunk: parquet.Chunk, nbytes: int
 ) -> npt.NDArray[np.uint8]:
-    """The one value of a compressed chunk, uint8 [nbytes]; a copy."""
+    """The one value of a compressed chunk, uint8 [nbytes], not to be written to."""
     import pyarrow as pa  # for the codecs only: half a second and 30 MB that mapped files save
 
     end = chunk.offset + chunk.stored_bytes
@@ -523,7 +510,7 @@ def _decompressed(
         header = parquet.read_page_header(
             buffer[chunk.offset : min(end, chunk.offset + parquet.MOST_PAGE_HEADER)]
         )
-        start = chunk.offset + len(header.bytes)
+        start = chunk.offset + len(header.raw)
         if header.stored_bytes != end - start or header.plain_bytes != nbytes + _LENGTH:
             raise parquet.Unreadable(
                 f"a page of {header.plain_bytes} bytes, {header.stored_bytes} compressed"
@@ -537,7 +524,7 @@ def _decompressed(
     length = int.from_bytes(raw[:_LENGTH].tobytes(), "little")
     if length != nbytes:
         raise SizeMismatch(f"{where}: decompresses to {length} bytes, not {nbytes}")
-    return raw[_LENGTH:].copy()
+    return raw[_LENGTH:]
 
 
 def _check_overlap(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
