@@ -380,11 +380,11 @@ def test_the_interpreter_may_end_while_a_daemon_thread_embeds(minilm_weights: Pa
         subprocess.run([sys.executable, "-c", AT_THE_END, minilm_weights], check=True)
 
 
-def test_it_needs_no_torch(minilm_weights: Path) -> None:
+def test_it_needs_neither_torch_nor_a_parquet_library(minilm_weights: Path) -> None:
     code = (
         "import sys, numpy as np; from arrowhead_engine.encoder import Encoder;"
         "e = Encoder.open(sys.argv[1], device='cpu', dtype='float32'); e.verify();"
-        "print(e.compute, {'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
+        "print(e.compute, {'torch', 'transformers', 'tokenizers', 'pyarrow'} & set(sys.modules))"
     )
     out = subprocess.run(
         [sys.executable, "-c", code, minilm_weights], capture_output=True, text=True, check=True
