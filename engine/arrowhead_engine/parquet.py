@@ -13,7 +13,7 @@ from typing import NamedTuple
 from arrowhead_engine import thrift
 from arrowhead_engine.thrift import BINARY, I32, I64, LIST, STRUCT, Fields
 
-MOST_FOOTER = 16 * 1024 * 1024  # bytes: 20,000 tensors; MiniLM's 101 take 70 KB
+MOST_FOOTER = 4 * 1024 * 1024  # bytes, for 5,000 tensors; any such bytes are read in seconds
 MOST_PAGE_HEADER = 256  # bytes; our writer's take 15 to 40
 _MOST_ENTRIES = 1000  # of the schema, and of the metadata
 _MOST_DEPTH = 16  # of the schema

@@ -29,6 +29,7 @@ Reader = Callable[[bytes, int], tuple[Any, int]]  # bytes and a place -> a value
 
 _WIDTHS = {TRUE: 1, FALSE: 1, BYTE: 1, DOUBLE: 8}  # bytes, within a list
 _MOST_BITS = 64  # of a varint
+_MOST_NUMBER = 1000  # of a field; Parquet's end below 20
 _MOST_DEPTH = 16
 _NONE: Mapping[int, Reader] = {}
 
@@ -67,6 +68,8 @@ def struct(
             number, at = integer(raw, at)
         else:
             return fields, at
+        if not 0 < number <= _MOST_NUMBER:
+            raise Malformed(f"a field of number {number}")
         kind = head & 15
         field = number << 4 | kind
         if starts is not None:

@@ -142,6 +142,16 @@ def test_what_nests_without_end_is_malformed() -> None:
         thrift.struct(b"\x19" * 1000, 0)
 
 
+def test_what_has_fields_without_end_is_malformed() -> None:
+    with pytest.raises(thrift.Malformed, match="number 1001"):
+        thrift.struct(b"\x15\x00" * 2000, 0)
+
+
+def test_a_footer_larger_than_any_is_not_even_read() -> None:
+    with pytest.raises(parquet.Unreadable, match="at most"):
+        parquet.read_footer(bytes(parquet.MOST_FOOTER + 1))
+
+
 def test_a_list_that_claims_more_than_there_is_is_refused_at_once() -> None:
     with pytest.raises(IndexError):
         thrift.sequence(b"\xf5" + b"\xff" * 8 + b"\x01", 0, thrift.integer)
