@@ -176,9 +176,10 @@ def flop_per_text(spec: ModelSpec, tokens: int) -> int:
     return int(2 * tokens * (linears + attention) * spec.config["num_hidden_layers"])
 
 
-def matmuls(name: str, device: torch.device) -> dict[str, Callable[[], object]]:
-    """A large matrix product by torch's ways in that dtype, by the way's name."""
-    n = _MATMUL_SIZE
+def matmuls(
+    name: str, device: torch.device, n: int = _MATMUL_SIZE
+) -> dict[str, Callable[[], object]]:
+    """A matrix product [n, n] x [n, n] by torch's ways in that dtype, by the way's name."""
     if name == "int8":  # what TorchInductor emits: uint8 by int8, by oneDNN
         ops = torch.ops.onednn
         left = torch.randint(0, 255, (n, n), dtype=torch.uint8)

@@ -184,8 +184,8 @@ def random_ids(texts: int, tokens: int, seed: int = 71) -> list[Ids]:
     return list(drawn.astype(np.int32))
 
 
-def random_model(path: Path, width: int, layers: int) -> int:
-    """Writes a BERT of random float16 weights; returns how many its linear layers have."""
+def random_model(path: Path, width: int, layers: int, kind: str = "bert") -> int:
+    """Writes a BERT, or its kin, of random float16 weights; returns how many its layers have."""
     config = {
         "hidden_size": width,
         "num_hidden_layers": layers,
@@ -194,11 +194,11 @@ def random_model(path: Path, width: int, layers: int) -> int:
         "vocab_size": _VOCABULARY,
         "max_position_embeddings": 512,
     }
-    spec = ModelSpec("bert", config, "mean", True, MOST_TOKENS, width)
-    kind = architecture("bert")
+    spec = ModelSpec(kind, config, "mean", True, MOST_TOKENS, width)
+    network = architecture(kind)
     # Drawn once and repeated: the speed does not depend on the numbers, and time is short.
     noise = np.random.default_rng(width).normal(0, 0.03, 1 << 20).astype(np.float16)
-    shapes = kind.shapes(kind.config(config))
+    shapes = network.shapes(network.config(config))
 
     def tensors() -> Iterator[Tensor]:
         for name, shape in shapes.items():

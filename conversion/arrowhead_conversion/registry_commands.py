@@ -176,7 +176,7 @@ def _state(url: str, name: str, version: int, role: str) -> str:
 @click.option(
     "--instances",
     type=click.IntRange(min=1, max=64),
-    help="Processes that encode, each with weights of its own; on a GPU machine, of each GPU.",
+    help="Processes that encode; on a GPU machine, on each GPU, with weights of their own.",
 )
 @repository_option
 def configure(

@@ -38,7 +38,14 @@ class Config(Protocol):
 
 
 class Network(Protocol):
-    """`Step` -> token vectors float32 [T, D]."""
+    """`Step` -> token vectors float32 [T, D].
+
+    Attributes:
+        ragged: whether texts of any length attend as they lie, so that all steps of a size are the
+            same work.
+    """
+
+    ragged: bool
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -53,6 +54,7 @@ class Encoder:
         device: str = "auto",
         dtype: str = "auto",
         engine: str = "auto",
+        shared: str | os.PathLike[str] | None = None,
     ) -> None:
         kind = architecture(spec.architecture)
         modes = poolings(spec.pooling)
@@ -78,7 +80,12 @@ class Encoder:
         self._engine: Engine
         if self.compute.engine == "native" and plan is not None:
             self._engine = native.NativeEngine(
-                weights, plan, spec.max_seq_length, modes, self.compute.dtype
+                weights,
+                plan,
+                spec.max_seq_length,
+                modes,
+                self.compute.dtype,
+                shared=None if shared is None else Path(shared),
             )
         else:
             from arrowhead_engine.torch_engine import TorchEngine  # a second and 200 MB
@@ -93,6 +100,7 @@ class Encoder:
         device: str = "auto",
         dtype: str = "auto",
         engine: str = "auto",
+        shared: str | os.PathLike[str] | None = None,
     ) -> Encoder:
         """Maps a weight file and builds its network; `verify` proves it.
 
@@ -101,6 +109,8 @@ class Encoder:
             device: "auto", "cpu", "cuda" or "cuda:N" (compute.py).
             dtype: "auto", "float32", "bfloat16", "float16" or "int8".
             engine: "auto", "native" or "torch".
+            shared: a folder of the user's own, for processes to share the memory that the native
+                engine lays weights out in (panels.py).
 
         Raises:
             FileNotFoundError: no such file.
@@ -110,7 +120,7 @@ class Encoder:
         """
         weights = WeightFile.open(path)
         spec = ModelSpec.from_metadata(weights.metadata)
-        return cls(weights, spec, device=device, dtype=dtype, engine=engine)
+        return cls(weights, spec, device=device, dtype=dtype, engine=engine, shared=shared)
 
     def verify(self) -> None:
         """Proves that the file is as it was written and that this machine computes it right.

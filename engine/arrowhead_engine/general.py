@@ -157,6 +157,7 @@ class General:
     def __init__(self, config: GeneralConfig, weight: Tensors, dtype: torch.dtype) -> None:
         """Builds transformers' module around the tensors of `weight(name)`."""
         self._module = config.build(weight, dtype)
+        self.ragged = False
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""

@@ -7,7 +7,7 @@ third layer looks at the whole text, the others at a window of tokens around eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,18 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from arrowhead_engine.errors import UnsupportedModel
-from arrowhead_engine.layers import Norm, Rotary, attention, linear, norm, padding_masks
+from arrowhead_engine.layers import (
+    Attention,
+    Norm,
+    Rotary,
+    Rotation,
+    attention,
+    linear,
+    norm,
+    ragged,
+)
 from arrowhead_engine.linear import Linear
-from arrowhead_engine.packing import Group, Step
+from arrowhead_engine.packing import Step
 from arrowhead_engine.sizes import EncoderSizes, Shapes, linear_shapes, merged, norm_shapes
 from arrowhead_engine.tensors import Tensors
 
@@ -91,7 +100,6 @@ class Layer:
 
     attention_norm: Norm | None
     qkv: Linear
-    rotary: Rotary
     attention_out: Linear
     norm: Norm
     gate_up: Linear
@@ -99,17 +107,11 @@ class Layer:
     heads: int
     dtype: torch.dtype
 
-    def __call__(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        groups: Sequence[Group],
-        masks: Sequence[Tensor | None],
-    ) -> Tensor:
+    def __call__(self, x: Tensor, turn: Rotation, attend: Attention) -> Tensor:
         """The next layer's x, [T, D] as this one's."""
         h = self.attention_norm(x) if self.attention_norm else x
-        qkv = self.rotary(self.qkv(h.to(self.dtype)), positions, self.heads)
-        x = self.attention_out.add(attention(qkv, groups, masks, self.heads), x)
+        qkv = turn(self.qkv(h.to(self.dtype)), self.heads)
+        x = self.attention_out.add(attend(qkv, self.heads), x)
         gate, up = self.gate_up(self.norm(x).to(self.dtype)).chunk(2, dim=-1)
         return self.down.add(F.gelu(gate) * up, x)
 
@@ -123,21 +125,21 @@ class ModernBert:
         device, eps, biased = self.words.table.device, config.norm_eps, config.norm_bias
         head = config.hidden_size // config.num_attention_heads
         thetas = {GLOBAL: config.global_rope_theta, LOCAL: config.local_rope_theta}
-        rotaries = {
+        self.rotaries = {
             kind: Rotary(theta, head, config.max_position_embeddings, device)
             for kind, theta in thetas.items()
         }
         self.window = config.local_attention // 2  # tokens before, and as many after
         self.kinds = config.layer_types
         self.norm = norm(weight, "embeddings.norm", eps, bias=biased)
+        self.ragged = ragged(device, dtype, head)
         self.layers = []
-        for i, kind in enumerate(config.layer_types):
+        for i in range(config.num_hidden_layers):
             at = f"layers.{i}."
             self.layers.append(
                 Layer(
                     attention_norm=norm(weight, f"{at}attn_norm", eps, bias=biased) if i else None,
                     qkv=linear(weight, f"{at}attn.Wqkv", dtype=dtype, bias=config.attention_bias),
-                    rotary=rotaries[kind],
                     attention_out=linear(
                         weight, f"{at}attn.Wo", dtype=dtype, bias=config.attention_bias
                     ),
@@ -153,14 +155,11 @@ class ModernBert:
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""
         x = self.norm(self.words(step.input_ids))
-        masks = {GLOBAL: padding_masks(step), LOCAL: [self._window(g) for g in step.groups]}
+        attend = {
+            GLOBAL: attention(step, ragged=self.ragged),
+            LOCAL: attention(step, ragged=self.ragged, window=self.window),
+        }
+        turn = {kind: rotary.at(step.positions) for kind, rotary in self.rotaries.items()}
         for kind, layer in zip(self.kinds, self.layers, strict=True):
-            x = layer(x, step.positions, step.groups, masks[kind])
+            x = layer(x, turn[kind], attend[kind])
         return self.final_norm(x)[: step.real]
-
-    def _window(self, group: Group) -> Tensor | None:
-        if group.length <= self.window + 1:  # every token is near every other
-            return group.mask
-        places = torch.arange(group.length, device=self.words.table.device)
-        near = (places[:, None] - places[None, :]).abs() <= self.window  # [S, S]
-        return near if group.mask is None else near & group.mask

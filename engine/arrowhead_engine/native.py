@@ -1,29 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """The native engine: BERT and its kin on a CPU, by the kernels in `kernels/`. Imports no torch.
 
-The word table stays in the map. The weights of linear layers are laid out anew for the processor,
-in memory of this process: float16 ones stay float16 for float32 products, being exactly those
-numbers; for "int8" they take a byte each.
+The word table stays in the map. The weights of linear layers are laid out anew for the processor
+(panels.py says where): float16 ones stay float16 for float32 products, being exactly those numbers;
+for "int8" they take a byte each.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import logging
 import threading
 import weakref
-from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_float, c_int, c_void_p
+from collections.abc import Iterator, Sequence
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_size_t, c_void_p
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from arrowhead_engine.compute import library, processors
+from arrowhead_engine.panels import Panels
 from arrowhead_engine.pooling import POOLINGS
 from arrowhead_engine.sizes import PostNorm
 from arrowhead_engine.spec import Ids
 from arrowhead_engine.weightfile import WeightFile
+
+LOGGER = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 
@@ -73,10 +79,14 @@ class _Plan(Structure):
 def _kernels() -> ctypes.CDLL:
     kernels = ctypes.CDLL(str(library()))
     pointer, number = c_void_p, c_int
-    kernels.arrowhead_linear.restype = pointer
-    kernels.arrowhead_linear.argtypes = [
-        number, number, number, pointer, number, pointer, pointer,
+    kernels.arrowhead_panels.restype = c_size_t
+    kernels.arrowhead_panels.argtypes = [number, number, number]
+    kernels.arrowhead_lay_out.restype = number
+    kernels.arrowhead_lay_out.argtypes = [
+        pointer, number, number, number, pointer, number, pointer,
     ]  # fmt: skip
+    kernels.arrowhead_linear.restype = pointer
+    kernels.arrowhead_linear.argtypes = [pointer, number, number, number, pointer]
     kernels.arrowhead_network.restype = pointer
     kernels.arrowhead_network.argtypes = [POINTER(_Plan), number]
     kernels.arrowhead_embed.restype = number
@@ -86,6 +96,28 @@ def _kernels() -> ctypes.CDLL:
     kernels.arrowhead_free_linear.argtypes = [pointer]
     kernels.arrowhead_free_network.argtypes = [pointer]
     return kernels
+
+
+class _Product(NamedTuple):
+    """Linear layers computed as one, their outputs side by side.
+
+    Attributes:
+        names: the layers', without ".weight" and ".bias".
+        stored: the dtype of their weights; "float32" if they are stored differently.
+        format: what the panels hold.
+        inputs, outputs: how many.
+    """
+
+    names: tuple[str, ...]
+    stored: str
+    format: str
+    inputs: int
+    outputs: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """As the kernels want it."""
+        return FORMATS[self.format], self.inputs, self.outputs
 
 
 class NativeEngine:
@@ -99,8 +131,9 @@ class NativeEngine:
         poolings: Sequence[str],
         dtype: str,
         threads: int | None = None,
+        shared: Path | None = None,
     ) -> None:
-        """Lays the weights out.
+        """Lays the weights out, unless another process did.
 
         Args:
             weights: the file; its map stays open as long as the engine.
@@ -109,6 +142,7 @@ class NativeEngine:
             poolings: names, of `pooling.POOLINGS`.
             dtype: of products: "float32", "bfloat16" or "int8".
             threads: as many as the process may keep busy, unless given.
+            shared: the folder in which processes share what was laid out (panels.py).
 
         Raises:
             MemoryError: there is not enough.
@@ -123,7 +157,9 @@ class NativeEngine:
         # Whatever happens on the way, what was made is given back. Not at the interpreter's end,
         # though, when a daemon thread may still be computing: the system takes it then.
         self._network: list[int] = []
-        weakref.finalize(self, _free, self._network, self._linears).atexit = False
+        self._panels: list[Panels] = []
+        finalizer = weakref.finalize(self, _free, self._network, self._linears, self._panels)
+        finalizer.atexit = False
 
         first = plan.first_position
         positions = weights.float32(plan.positions)[first : first + most]
@@ -135,6 +171,7 @@ class NativeEngine:
             name, table = plan.distances
             distances = self._pointer(table(weights.float32(name), most))
         scales = weights.scales(plan.words)
+        linears = iter(self._laid_out(plan, shared))
         self._plan = _Plan(
             width=plan.width,
             heads=plan.heads,
@@ -148,7 +185,9 @@ class NativeEngine:
             positions=self._pointer(positions),
             distances=distances,
             embeddings=self._norm(plan.norm),
-            layer=(_Layer * plan.layers)(*(self._layer(plan, i) for i in range(plan.layers))),
+            layer=(_Layer * plan.layers)(
+                *(self._layer(plan, i, linears) for i in range(plan.layers))
+            ),
         )
         self._network.append(
             _made(_kernels().arrowhead_network(byref(self._plan), threads or processors()))
@@ -175,13 +214,13 @@ class NativeEngine:
             raise MemoryError(f"not enough for {len(flat)} tokens in {len(ids)} texts")
         return out
 
-    def _layer(self, plan: PostNorm, number: int) -> _Layer:
+    def _layer(self, plan: PostNorm, number: int, linears: Iterator[int]) -> _Layer:
         at, names = plan.layer.format(number), plan.names
         return _Layer(
-            qkv=self._linear(at + names["query"], at + names["key"], at + names["value"]),
-            mixed=self._linear(at + names["attention_out"]),
-            up=self._linear(at + names["up"]),
-            down=self._linear(at + names["down"]),
+            qkv=next(linears),
+            mixed=next(linears),
+            up=next(linears),
+            down=next(linears),
             attention=self._norm(at + names["attention_norm"]),
             output=self._norm(at + names["norm"]),
         )
@@ -190,31 +229,67 @@ class NativeEngine:
         weight, bias = (self._weights.float32(f"{name}.{part}") for part in ("weight", "bias"))
         return _Norm(self._pointer(weight), self._pointer(bias))
 
-    def _linear(self, *names: str) -> int:
-        """The linear layers of those names as one, their outputs side by side."""
-        parts = [f"{name}.weight" for name in names]
-        dtypes = {self._weights.tensors[part].dtype for part in parts}
-        dtype, scales = dtypes.pop(), None
-        if dtypes:  # stored differently
-            dtype, rows = "float32", np.concatenate([self._weights.float32(p) for p in parts])
-        else:
-            rows = np.concatenate([self._weights.stored(part) for part in parts])
-            if dtype == "int8":
-                scales = np.concatenate([self._weights.scales(part) for part in parts])
-        bias = np.concatenate([self._weights.float32(f"{name}.bias") for name in names])
+    def _laid_out(self, plan: PostNorm, shared: Path | None) -> list[int]:
+        """The linear layers: four of each layer of the network, as `_layer` takes them."""
+        products = [
+            self._product(*(plan.layer.format(number) + plan.names[name] for name in names))
+            for number in range(plan.layers)
+            for names in (("query", "key", "value"), ("attention_out",), ("up",), ("down",))
+        ]
+        sizes = [_kernels().arrowhead_panels(*product.shape) for product in products]
+
+        def lay_out(number: int, address: int) -> None:
+            self._lay_out(products[number], address)
+
+        panels = None
+        if shared is not None:
+            try:
+                panels = Panels.shared(shared / self._key(products), sizes, lay_out)
+            except OSError as error:
+                LOGGER.warning("%s: weights cannot be shared there: %s", shared, error)
+        panels = panels or Panels.private(sizes, lay_out)
+        self._panels.append(panels)
+        for product, address in zip(products, panels.addresses, strict=True):
+            biases = [self._weights.float32(f"{name}.bias") for name in product.names]
+            bias = self._pointer(np.concatenate(biases))
+            made = _kernels().arrowhead_linear(address, *product.shape, bias)
+            self._linears.append(_made(made))
+        return self._linears
+
+    def _product(self, *names: str) -> _Product:
+        infos = [self._weights.tensors[f"{name}.weight"] for name in names]
+        dtypes = {info.dtype for info in infos}
+        stored = dtypes.pop() if len(dtypes) == 1 else "float32"
         # float16 holds exactly what the file does, and halves what a short text has to read.
-        format_ = "float16" if self._dtype == "float32" and dtype == "float16" else self._dtype
-        made = _kernels().arrowhead_linear(
-            FORMATS[format_],
-            rows.shape[1],
-            rows.shape[0],
+        exact = self._dtype == "float32" and stored == "float16"
+        format_ = "float16" if exact else self._dtype
+        outputs = sum(info.shape[0] for info in infos)
+        return _Product(names, stored, format_, infos[0].shape[1], outputs)
+
+    def _lay_out(self, product: _Product, address: int) -> None:
+        parts = [f"{name}.weight" for name in product.names]
+        same = all(self._weights.tensors[part].dtype == product.stored for part in parts)
+        read = self._weights.stored if same else self._weights.float32
+        rows = np.concatenate([read(part) for part in parts])
+        scales = None
+        if product.stored == "int8":
+            scales = np.concatenate([self._weights.scales(part) for part in parts])
+        failed = _kernels().arrowhead_lay_out(
+            address,
+            *product.shape,
             rows.ctypes.data,
-            FORMATS[dtype],
+            FORMATS[product.stored],
             None if scales is None else scales.ctypes.data,
-            self._pointer(bias),
         )
-        self._linears.append(_made(made))
-        return self._linears[-1]
+        if failed:
+            raise MemoryError("not enough to lay the weights out")
+
+    def _key(self, products: Sequence[_Product]) -> str:
+        """Of all that decides over a bit of the panels: kernels, weights, and what is laid out."""
+        tensors = [(info.name, info.dtype, info.shape) for info in self._weights.tensors.values()]
+        key = hashlib.sha256(library().read_bytes())
+        key.update(repr((self._weights.sha256(), tensors, products)).encode())
+        return key.hexdigest()
 
     def _pointer(self, array: npt.NDArray[Any]) -> int:
         array = np.ascontiguousarray(array)
@@ -228,8 +303,10 @@ def _made(address: int | None) -> int:
     return address
 
 
-def _free(networks: list[int], linears: list[int]) -> None:
+def _free(networks: list[int], linears: list[int], panels: list[Panels]) -> None:
     for network in networks:  # its threads first, they use the rest
         _kernels().arrowhead_free_network(network)
     for linear in linears:
         _kernels().arrowhead_free_linear(linear)
+    for memory in panels:
+        memory.close()

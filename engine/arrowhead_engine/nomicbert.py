@@ -7,7 +7,7 @@ of the tensors are the checkpoints', which that renames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,18 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from arrowhead_engine.errors import UnsupportedModel
-from arrowhead_engine.layers import Norm, Rotary, attention, linear, norm, padding_masks
+from arrowhead_engine.layers import (
+    Attention,
+    Norm,
+    Rotary,
+    Rotation,
+    attention,
+    linear,
+    norm,
+    ragged,
+)
 from arrowhead_engine.linear import Linear
-from arrowhead_engine.packing import Group, Step
+from arrowhead_engine.packing import Step
 from arrowhead_engine.sizes import EncoderSizes, Shapes, linear_shapes, merged, norm_shapes
 from arrowhead_engine.tensors import Tensors
 
@@ -109,18 +118,10 @@ class Layer:
     heads: int
     dtype: torch.dtype
 
-    def __call__(
-        self,
-        x: Tensor,
-        rotary: Rotary,
-        positions: Tensor,
-        groups: Sequence[Group],
-        masks: Sequence[Tensor | None],
-    ) -> Tensor:
+    def __call__(self, x: Tensor, turn: Rotation, attend: Attention) -> Tensor:
         """The next layer's x, [T, D] as this one's."""
-        qkv = rotary(self.qkv(x.to(self.dtype)), positions, self.heads)
-        mixed = attention(qkv, groups, masks, self.heads)
-        x = self.attention_norm(self.attention_out.add(mixed, x))
+        qkv = turn(self.qkv(x.to(self.dtype)), self.heads)
+        x = self.attention_norm(self.attention_out.add(attend(qkv, self.heads), x))
         gate, up = self.gate_up(x.to(self.dtype)).chunk(2, dim=-1)
         return self.norm(self.down.add(F.silu(gate) * up, x))
 
@@ -136,6 +137,7 @@ class NomicBert:
         head = config.hidden_size // config.num_attention_heads
         device = self.words.table.device
         self.rotary = Rotary(config.rope_theta, head, config.max_position_embeddings, device)
+        self.ragged = ragged(device, dtype, head)
         self.layers = []
         for i in range(config.num_hidden_layers):
             at, eps = f"encoder.layers.{i}.", config.layer_norm_eps
@@ -157,7 +159,7 @@ class NomicBert:
         """The vector of every real token in the step."""
         words = self.words(step.input_ids)
         x = self.norm(self.token_type + words)
-        masks = padding_masks(step)
+        attend, turn = attention(step, ragged=self.ragged), self.rotary.at(step.positions)
         for layer in self.layers:
-            x = layer(x, self.rotary, step.positions, step.groups, masks)
+            x = layer(x, turn, attend)
         return x[: step.real]

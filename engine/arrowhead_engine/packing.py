@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ragged token ids -> steps of packed tokens, and the index that attention needs.
+"""Ragged token ids -> steps of packed tokens, and the index that attention may need.
 
 Texts are sorted by length and their real tokens laid end to end: T rows, no padding, so that all
-linear layers work on real tokens only. Attention alone needs one text's tokens side by side; for
-it, texts of similar length form a group, padded to the longest of them:
+linear layers work on real tokens only. Attention alone needs one text's tokens side by side. Where
+a kernel takes them as they lie it is told where each text starts; elsewhere texts of similar length
+form a group, padded to the longest of them:
 
     texts   [a a a] [b b b b] [c c c c c c c c c]        T = 16 rows, and maybe a tail
+    starts  0       3         7                  16
     groups  {a, b}: 2 x 4, one padded place              {c}: 1 x 9
 """
 
@@ -13,6 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,36 +59,101 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Run:
+    """Texts that go through the network together, shortest first.
+
+    Attributes:
+        rows: their ids, int32 [B] arrays of any length. lengths: int64 [B], of each.
+        order: int64 [B], for each text its place in the caller's list.
+    """
+
+    rows: Sequence[Ids]
+    lengths: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        """How many there are in all texts."""
+        return int(self.lengths.sum())
+
+    def block(self, tokens: int, texts: int, *, pinned: bool = False) -> Tensor:
+        """All that a step is made of, int32 in one piece, so that a GPU gets it in one copy.
+
+        Args:
+            tokens: T, with a tail of zeros after the real ones.
+            texts: B; those that are not there share the tail, the last of them has some of it.
+            pinned: in memory that a GPU reads by itself.
+        """
+        block = torch.empty(2 * tokens + texts + 1, dtype=torch.int32, pin_memory=pinned)
+        flat, real, own = block.numpy(), self.tokens, len(self.rows)
+        input_ids, positions, starts = np.split(flat, [tokens, 2 * tokens])
+        np.concatenate(self.rows, out=input_ids[:real])  # the copy ends the borrow of the rows
+        input_ids[real:] = positions[real:] = starts[0] = 0
+        np.cumsum(self.lengths, out=starts[1 : own + 1])
+        positions[:real] = np.arange(real) - np.repeat(starts[:own], self.lengths)
+        if texts > own:
+            shares = texts - own
+            starts[own + 1 :] = real + np.arange(1, shares + 1) * (tokens - real) // shares
+        return block
+
+
+@dataclass(frozen=True)
 class Step:
     """What goes through the network at once.
 
     Attributes:
-        input_ids: int32 [T], the real tokens, then a tail of zeros that belongs to no text.
-        positions: int64 [T], each token's place in its text.
-        lengths: int64 [B], tokens of each text, ascending.
-        real: rows that are no tail.
-        groups: all texts, in order.
-        order: int64 [B], for each text its place in the caller's list.
+        input_ids: int32 [T], the real tokens, then a tail of zeros.
+        positions: int32 [T], each token's place in its text.
+        starts: int32 [B + 1], the row of each text's first token; then where the last text ends.
+        longest: no text has more tokens.
+        real: rows whose vectors are wanted.
+        lengths: int64 [B], tokens of each text, ascending; empty if they are known to `starts`
+            only.
     """
 
     input_ids: Tensor
     positions: Tensor
-    lengths: Tensor
-    groups: tuple[Group, ...]
+    starts: Tensor
+    longest: int
     real: int
-    order: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, run: Run, device: torch.device) -> Step:
+        """The step of those texts, on a device."""
+        cuda, tokens = device.type == "cuda", run.tokens
+        rows = tokens if cuda else _rounded(tokens)
+        block = run.block(rows, len(run.rows), pinned=cuda).to(device, non_blocking=True)
+        return cls.over(block, rows, int(run.lengths[-1]), tokens, run.lengths)
+
+    @classmethod
+    def over(
+        cls, block: Tensor, rows: int, longest: int, real: int, lengths: npt.NDArray[np.int64]
+    ) -> Step:
+        """The step whose tensors are views of a `Run.block` of so many rows."""
+        input_ids, positions = block[:rows], block[rows : 2 * rows]
+        return cls(input_ids, positions, block[2 * rows :], longest, real, lengths)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """All texts, in order, in groups."""
+        first_row, device = np.cumsum(self.lengths) - self.lengths, self.input_ids.device
+        return tuple(
+            _group(self.lengths[a:b], int(first_row[a]), device) for a, b in _similar(self.lengths)
+        )
 
 
-def pack(ids: Sequence[Ids], device: torch.device, token_budget: int) -> Iterator[Step]:
-    """Splits the texts into steps of at most `token_budget` tokens (a longer text is one alone)."""
+def runs(ids: Sequence[Ids], token_budget: int) -> Iterator[Run]:
+    """Splits the texts into runs of at most `token_budget` tokens (a longer text is one alone)."""
     lengths = np.fromiter((len(row) for row in ids), np.int64, len(ids))
     # Stable, so that equal texts keep their order and a step's content does not depend on luck.
     order = np.argsort(lengths, kind="stable")
-    for first, last in _runs(lengths[order], token_budget):
-        yield _step(ids, order[first:last], lengths[order[first:last]], device)
+    for first, last in _cuts(lengths[order], token_budget):
+        own = order[first:last]
+        yield Run([ids[i] for i in own], lengths[own], own)
 
 
-def _runs(lengths: npt.NDArray[np.int64], token_budget: int) -> Iterator[tuple[int, int]]:
+def _cuts(lengths: npt.NDArray[np.int64], token_budget: int) -> Iterator[tuple[int, int]]:
     first, tokens = 0, 0
     for i, length in enumerate(lengths):
         if i > first and tokens + length > token_budget:
@@ -93,29 +162,6 @@ def _runs(lengths: npt.NDArray[np.int64], token_budget: int) -> Iterator[tuple[i
         tokens += int(length)
     if first < len(lengths):
         yield first, len(lengths)
-
-
-def _step(
-    ids: Sequence[Ids],
-    order: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int64],
-    device: torch.device,
-) -> Step:
-    # One array a text in, one array a step out; the copies end the borrow of the caller's memory.
-    real = int(lengths.sum())
-    input_ids = np.zeros(_rounded(real), np.int32)
-    np.concatenate([ids[i] for i in order], out=input_ids[:real])
-    starts = np.cumsum(lengths) - lengths
-    positions = np.zeros(len(input_ids), np.int64)
-    positions[:real] = np.arange(real) - np.repeat(starts, lengths)
-    return Step(
-        torch.from_numpy(input_ids).to(device),
-        torch.from_numpy(positions).to(device),
-        torch.from_numpy(lengths).to(device),
-        tuple(_group(lengths[a:b], int(starts[a]), device) for a, b in _similar(lengths)),
-        real,
-        order,
-    )
 
 
 def _rounded(rows: int) -> int:
@@ -149,7 +195,15 @@ def _group(lengths: npt.NDArray[np.int64], start: int, device: torch.device) -> 
         start + real,
         texts,
         longest,
-        torch.from_numpy(gather.ravel()).to(device),
-        torch.from_numpy(np.flatnonzero(is_real.ravel())).to(device),
-        torch.from_numpy(is_real[:, None, None, :]).to(device),
+        _sent(gather.ravel(), device),
+        _sent(np.flatnonzero(is_real.ravel()), device),
+        _sent(is_real[:, None, None, :], device),
     )
+
+
+def _sent(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """The array on a device; a GPU fetches it by itself, and nobody waits for what it does."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -6,15 +6,15 @@ Letters: T packed tokens, B texts and S tokens of a group (packing.py), D width,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from arrowhead_engine.layers import Norm, attention, linear, norm, padding_masks
+from arrowhead_engine.layers import Attention, Norm, attention, linear, norm, ragged
 from arrowhead_engine.linear import Linear
-from arrowhead_engine.packing import Group, Step
+from arrowhead_engine.packing import Step
 from arrowhead_engine.sizes import PostNorm
 from arrowhead_engine.tensors import Tensors
 
@@ -35,11 +35,9 @@ class Layer:
     heads: int
     dtype: torch.dtype
 
-    def __call__(
-        self, x: Tensor, groups: Sequence[Group], masks: Sequence[Tensor | None]
-    ) -> Tensor:
-        """The next layer's x, [T, D] as this one's; a mask for each group."""
-        mixed = attention(self.qkv(x.to(self.dtype)), groups, masks, self.heads)  # [T, D]
+    def __call__(self, x: Tensor, attend: Attention) -> Tensor:
+        """The next layer's x, [T, D] as this one's."""
+        mixed = attend(self.qkv(x.to(self.dtype)), self.heads)  # [T, D]
         x = self.attention_norm(self.attention_out.add(mixed, x))
         return self.norm(self.down.add(self.up.gelu(x.to(self.dtype)), x))
 
@@ -67,17 +65,18 @@ class PostNormNetwork:
             places = torch.arange(most)
             by_pair = by_distance[:, places[None, :] - places[:, None] + most - 1]
             self.bias = by_pair.to(self.words.table.device, dtype)
+        self.dtype = dtype
+        head = plan.width // plan.heads
+        self.ragged = self.bias is None and ragged(self.words.table.device, dtype, head)
         self.layers = [_layer(plan, i, weight, dtype) for i in range(plan.layers)]
 
     def __call__(self, step: Step) -> Tensor:
         """The vector of every real token in the step."""
         words = self.words(step.input_ids)
-        x = self.norm(self.position_embeddings[step.positions] + words)
-        masks = padding_masks(step)
-        if self.bias is not None:
-            masks = [_biased(self.bias, group) for group in step.groups]
+        x = self.norm(F.embedding(step.positions, self.position_embeddings) + words)
+        attend = attention(step, ragged=self.ragged, bias=self.bias)
         for layer in self.layers:
-            x = layer(x, step.groups, masks)
+            x = layer(x, attend)
         return x[: step.real]
 
 
@@ -97,10 +96,3 @@ def _layer(plan: PostNorm, number: int, weight: Tensors, dtype: torch.dtype) -> 
         heads=plan.heads,
         dtype=dtype,
     )
-
-
-def _biased(bias: Tensor, group: Group) -> Tensor:
-    bias = bias[:, : group.length, : group.length]  # [H, S, S]
-    if group.mask is None:
-        return bias[None]
-    return torch.where(group.mask, bias[None], float("-inf"))  # [B, H, S, S]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`write` makes a weight file (docs/format.md), by pyarrow, which no server of models imports."""
+"""`write` makes a weight file (docs/format.md), by pyarrow. Whoever only reads does not import it."""
 
 from __future__ import annotations
 

@@ -3,11 +3,13 @@
 
 A dead or hanging Python stub leaves `/v2/health/ready` at 200. The probe therefore runs a text
 through each tokenizer and its ids through the encoder. It goes around the ensemble, whose response
-cache would answer for a dead encoder. Standard library only: this runs beside every server, and
-tritonclient takes 50 MB and 0.5 s.
+cache would answer for a dead encoder, and is another text each time, for an encoder remembers its
+last one. Standard library only: this runs beside every server, and tritonclient takes 50 MB and
+0.5 s.
 """
 
 import http.client
+import itertools
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -52,6 +54,7 @@ class Pulse:
         self._port = address.http_port
         self._timeout_s = timeout_s
         self._suspects: dict[Part, _Suspect] = {}
+        self._number = itertools.count()
 
     def is_ready(self) -> bool:
         """Whether Triton is up, which it says once all that it found at its start is loaded."""
@@ -69,8 +72,8 @@ class Pulse:
         """Asks every model once, or these; what went wrong, by what failed."""
         failed: dict[Part, str] = {}
         for model in self.models if models is None else models:
-            text = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [PROBE_TEXT]}
-            inputs = [text]
+            text = f"{PROBE_TEXT} {next(self._number)}"
+            inputs = [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [text]}]
             for step, wanted in (
                 (model.tokenizer, ("input_ids", "length")),
                 (model.encoder, ("embeddings",)),

@@ -212,6 +212,9 @@ class Server:
             # Triton.
             stack.callback(self._end)
             found = triton.find_triton(runtime)
+            # Processes of one model share memory through it. A restart finds what is in it again.
+            found.environment["ARROWHEAD_SHARED"] = str(runtime / "shared")
+            (runtime / "shared").mkdir(mode=0o700)
             rollout = self._rollout = Rollout(self.repository, runtime / "models")
             start = partial(self._start_once, found, rollout, janitor, prober)
             start()

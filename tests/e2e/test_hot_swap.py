@@ -200,10 +200,21 @@ def test_a_version_goes_live_under_load_and_back(
             wait_until(
                 lambda new=new: set(server.stub_pids()) and loaded(server) == {new}, "unloading"
             )
+            wait_until(lambda: only_what_is_used(server), "the end of what the old one laid out")
         assert load.failures() == []
     assert server.restarts == []
     wait_until(lambda: not any(map(psutil.pid_exists, old)), "the end of the first process")
     measured("freed", sum(old.values()), "MB")
+
+
+def only_what_is_used(server: Server) -> bool:
+    """Whether the processes of the encoder map all the files that are shared."""
+    (pid,) = server.stub_pids()["minilm_encoder"]
+    maps = Path(f"/proc/{pid}/maps").read_text().split()
+    mapped = {Path(word) for word in maps if "/shared/" in word}
+    return not mapped or mapped | {f.with_name("lock") for f in mapped} == {
+        file for path in mapped for file in path.parent.iterdir()
+    }
 
 
 def loaded(server: Server) -> set[int]:

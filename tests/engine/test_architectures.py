@@ -10,48 +10,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 
 from arrowhead_engine.architectures import WITH_A_FILE, architecture
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.errors import UnsupportedModel
-from arrowhead_engine.spec import MODEL_KEY, ModelSpec
-from arrowhead_engine.weightfile import Tensor
-from arrowhead_engine.weightwriter import write
 
-VOCAB = 500
-COMMON = {"vocab_size": VOCAB, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
-BERT = {**COMMON, "intermediate_size": 80, "max_position_embeddings": 160}
+from .random_models import BERT, VOCAB, configs, model_file
+
 # Lengths in every mix: alone, equal, all different, beyond one window, beyond one group.
 MIXES = [[1], [3], [130], [7, 7, 7], [2, 150, 3, 64, 65, 9], list(range(1, 40))]
-
-
-def configs() -> dict[str, Any]:
-    return {
-        "bert": transformers.BertConfig(**BERT),
-        "roberta": transformers.RobertaConfig(**BERT, type_vocab_size=1),
-        "xlm-roberta": transformers.XLMRobertaConfig(**BERT, type_vocab_size=1),
-        "camembert": transformers.CamembertConfig(**BERT, type_vocab_size=1),
-        "distilbert": transformers.DistilBertConfig(
-            vocab_size=VOCAB,
-            dim=48,
-            n_layers=4,
-            n_heads=4,
-            hidden_dim=80,
-            max_position_embeddings=160,
-        ),
-        "mpnet": transformers.MPNetConfig(**BERT),
-        "modernbert": transformers.ModernBertConfig(
-            **BERT,
-            local_attention=32,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            cls_token_id=1,
-            sep_token_id=2,
-        ),
-        "nomic_bert": transformers.NomicBertConfig(**BERT),
-    }
 
 
 DECODER = {**BERT, "num_key_value_heads": 2, "head_dim": 12}
@@ -81,37 +48,8 @@ def general_configs() -> dict[str, Any]:
 @pytest.fixture(scope="module", params=[*WITH_A_FILE, *general_configs()])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Transformers' model, and a weight file made from it."""
-    torch.manual_seed(1)
     config = {**configs(), **general_configs()}[request.param]
-    make = (
-        transformers.T5EncoderModel._from_config
-        if request.param == "t5"
-        else (transformers.AutoModel.from_config)
-    )
-    model = make(config, attn_implementation="eager").eval()
-    with torch.no_grad():  # as drawn, every bias and norm would be that of no layer at all
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    kind = architecture(request.param)
-    sizes = kind.config(json.loads(config.to_json_string()))
-    folder = tmp_path_factory.mktemp("architectures")
-    if request.param in WITH_A_FILE:  # the names are those of checkpoints
-        model.save_pretrained(folder)
-        state = load_file(folder / "model.safetensors")
-    else:
-        state = model.state_dict()
-    state = {name.removeprefix(kind.prefix): value for name, value in state.items()}
-    path = folder / "weights.parquet"
-    spec = ModelSpec(request.param, sizes.to_dict(), "mean", True, 150, sizes.width)
-    tensors = [
-        Tensor(name, "float32", shape, state[name].contiguous().numpy().tobytes())
-        for name, shape in kind.shapes(sizes).items()
-    ]
-    left = set(state) - {tensor.name for tensor in tensors}
-    tied = {"encoder.embed_tokens.weight"} if request.param == "t5" else set()
-    assert {name for name in left - tied if not name.startswith(kind.dropped)} == set()
-    write(path, tensors, {MODEL_KEY: spec.to_json()})
-    return model, path
+    return model_file(request.param, config, tmp_path_factory.mktemp("architectures"))
 
 
 def reference(model: Any, rows: list[np.ndarray]) -> np.ndarray:

@@ -8,17 +8,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arrowhead_engine.packing import MOST_PADDING, SMALL_GROUP, Group, Step, pack
+from arrowhead_engine.packing import MOST_PADDING, SMALL_GROUP, Group, Run, Step, runs
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 
 
-def steps_of(lengths: list[int], token_budget: int) -> tuple[list[np.ndarray], list[Step]]:
+def runs_of(lengths: list[int], token_budget: int) -> tuple[list[np.ndarray], list[Run]]:
     """Texts whose tokens are all different, so that none can be taken for another."""
     ends = np.cumsum(lengths)
     ids = [np.arange(end - n, end, dtype=np.int32) for n, end in zip(lengths, ends, strict=True)]
-    return ids, list(pack(ids, CPU, token_budget))
+    return ids, list(runs(ids, token_budget))
+
+
+def steps_of(lengths: list[int], token_budget: int) -> tuple[list[np.ndarray], list[Step]]:
+    ids, found = runs_of(lengths, token_budget)
+    return ids, [Step.of(run, CPU) for run in found]
 
 
 def real(rows: torch.Tensor, step: Step) -> torch.Tensor:
@@ -27,11 +32,14 @@ def real(rows: torch.Tensor, step: Step) -> torch.Tensor:
 
 @given(LENGTHS, st.integers(1, 5000))
 def test_every_text_is_in_one_step_whole(lengths: list[int], token_budget: int) -> None:
-    ids, steps = steps_of(lengths, token_budget)
-    assert sorted(i for step in steps for i in step.order) == list(range(len(ids)))
-    for step in steps:
+    ids, found = runs_of(lengths, token_budget)
+    assert sorted(i for run in found for i in run.order) == list(range(len(ids)))
+    for run in found:
+        step = Step.of(run, CPU)
+        assert step.starts.tolist() == [0, *np.cumsum(step.lengths)]
+        assert (step.longest, step.real) == (max(step.lengths), sum(step.lengths))
         rows = torch.split(real(step.input_ids, step), step.lengths.tolist())
-        for place, row in zip(step.order, rows, strict=True):
+        for place, row in zip(run.order, rows, strict=True):
             assert row.tolist() == ids[place].tolist()
         assert real(step.positions, step).tolist() == [
             p for n in step.lengths.tolist() for p in range(n)
@@ -42,9 +50,30 @@ def test_every_text_is_in_one_step_whole(lengths: list[int], token_budget: int) 
 def test_a_step_keeps_to_the_budget_unless_one_text_alone_exceeds_it(
     lengths: list[int], token_budget: int
 ) -> None:
-    _, steps = steps_of(lengths, token_budget)
-    for step in steps:
-        assert step.lengths.sum() <= token_budget or len(step.order) == 1
+    _, found = runs_of(lengths, token_budget)
+    for run in found:
+        assert run.tokens <= token_budget or len(run.order) == 1
+
+
+@given(LENGTHS, st.integers(1, 20), st.integers(1, 400))
+def test_places_without_a_text_share_the_tail_of_a_larger_block(
+    lengths: list[int], texts: int, tail: int
+) -> None:
+    ids, (run,) = runs_of(lengths, 100_000)
+    tokens = sum(lengths)
+    block = run.block(tokens + tail, len(ids) + texts)
+    step = Step.over(block, tokens + tail, max(lengths), tokens + tail, np.empty(0, np.int64))
+    exact = Step.of(run, CPU)
+    for name in ("input_ids", "positions"):
+        met = getattr(step, name)
+        assert met[:tokens].tolist() == getattr(exact, name)[:tokens].tolist()
+        assert met[tokens:].tolist() == [0] * tail
+    starts = step.starts.tolist()
+    assert starts[: len(ids) + 1] == exact.starts.tolist()
+    shares = np.diff(starts[len(ids) :]).tolist()
+    assert sum(shares) == tail
+    assert set(shares) <= {tail // texts, -(-tail // texts)}
+    assert shares[-1] > 0  # so every place starts at a row that there is
 
 
 @given(LENGTHS)
@@ -91,7 +120,7 @@ def _places(step: Step, group: Group) -> torch.Tensor:
 
 
 def test_nothing_in_nothing_out() -> None:
-    assert list(pack([], CPU, 4096)) == []
+    assert list(runs([], 4096)) == []
 
 
 def test_steps_come_in_few_sizes_and_little_larger_than_their_texts() -> None:

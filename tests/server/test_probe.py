@@ -95,6 +95,15 @@ def test_the_encoder_gets_what_the_tokenizer_said(pulse: Pulse, fake: FakeTriton
     assert fake.inputs["toy_encoder"] == OUTPUTS["toy_tokenizer"]
 
 
+def test_no_text_is_asked_twice(pulse: Pulse, fake: FakeTriton) -> None:
+    """An encoder that remembers it would answer without computing anything."""
+    asked = []
+    for _ in range(3):
+        pulse.beat()
+        asked += fake.inputs["toy_tokenizer"][0]["data"]
+    assert len(set(asked)) == 3
+
+
 def test_a_model_that_answers_nobody_is_hung(pulse: Pulse, fake: FakeTriton) -> None:
     fake.failing["toy_encoder"] = (500, '{"error": "Stub process is not healthy."}')
     verdicts = [pulse.beat() for _ in range(FAILURES_IN_A_ROW)]

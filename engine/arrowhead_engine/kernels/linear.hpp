@@ -39,8 +39,8 @@ struct Linear {
     Format format;
     int in, out, lanes, groups;
     size_t panel_bytes, bytes;
-    char* panels;
-    float* scales;      // INT8: [panels, groups, 2, 32], see Int8Product
+    char* panels;       // the caller's, [bytes]
+    float* scales;      // INT8: [panels, groups, 2, 32] after the panels, see Int8Product
     const float* bias;  // the caller's, [out]
 };
 
@@ -50,16 +50,20 @@ static inline int group_of(int in) {
     return in % 128 == 0 ? 128 : in % 96 == 0 ? 96 : in % 64 == 0 ? 64 : 32;
 }
 
-// Weights [out, in], stored in rows; those of int8 are multiplied with `row_scales` [out].
-static inline bool lay_out(Linear& l, const void* weights, int stored, const float* row_scales) {
+// A layer over `panels`, which are laid out or still to be; without them it tells what they take.
+static inline Linear layer_over(char* panels, int format, int in, int out, const float* bias) {
     constexpr int NUMBERS[] = {1, 1, 2, 4}, BYTES[] = {4, 2, 4, 4};  // in a lane
-    int numbers = NUMBERS[l.format], group = l.format == INT8 ? group_of(l.in) : l.in;
-    l.lanes = l.in / numbers, l.groups = l.in / group;
-    l.panel_bytes = (size_t)l.lanes * PANEL * BYTES[l.format];
-    size_t panels = l.out / PANEL * l.panel_bytes;
-    l.bytes = panels + (l.format == INT8 ? (size_t)l.out * l.groups * 2 * sizeof(float) : 0);
-    l.panels = (char*)pages(l.bytes);
-    if (!l.panels) return false;
+    int lanes = in / NUMBERS[format], groups = format == INT8 ? in / group_of(in) : 1;
+    size_t panel_bytes = (size_t)lanes * PANEL * BYTES[format], all = out / PANEL * panel_bytes;
+    size_t scales = format == INT8 ? (size_t)out * groups * 2 * sizeof(float) : 0;
+    return {(Format)format, in, out, lanes, groups, panel_bytes, all + scales,
+            panels, panels ? (float*)(panels + all) : nullptr, bias};
+}
+
+// Weights [out, in], stored in rows, into the panels; those of int8 are multiplied with `row_scales` [out].
+// Every byte is written, so what was there before does not matter. False without memory.
+static inline bool lay_out(const Linear& l, const void* weights, int stored, const float* row_scales) {
+    int numbers = l.in / l.lanes, group = l.in / l.groups;
     if (l.format == FLOAT16 && stored == FLOAT16) {  // nothing to convert, only to turn
         for (int p = 0; p < l.out / PANEL; p++) {
             const uint16_t* from = (const uint16_t*)weights + (size_t)p * PANEL * l.in;
@@ -71,7 +75,6 @@ static inline bool lay_out(Linear& l, const void* weights, int stored, const flo
     }
     float* row = (float*)malloc(sizeof(float) * l.in);
     if (!row) return false;
-    l.scales = (float*)(l.panels + panels);
     for (int n = 0; n < l.out; n++) {
         char* panel = l.panels + n / PANEL * l.panel_bytes;
         for (int k = 0; k < l.in; k++) {

@@ -325,22 +325,26 @@ static int cut(int threads, const Texts& texts, Chunk* chunks, bool* together) {
 #define EXPORT __attribute__((visibility("default")))
 extern "C" {
 
-// Weights [out, in] as they are stored -> a layer computing in `format`; null without memory. `in` and
-// `out` are multiples of 32. `weights` and `row_scales` are read once, `bias` for ever.
-EXPORT Linear* arrowhead_linear(int format, int in, int out, const void* weights, int stored, const float* row_scales,
-                         const float* bias) {
-    Linear* l = (Linear*)calloc(1, sizeof(Linear));
-    if (!l) return nullptr;
-    l->format = (Format)format, l->in = in, l->out = out, l->bias = bias;
-    if (lay_out(*l, weights, stored, row_scales)) return l;
-    if (l->panels) munmap(l->panels, l->bytes);
-    return free(l), nullptr;
+// Bytes of the panels of a layer that computes in `format`. `in` and `out` are multiples of 32.
+EXPORT size_t arrowhead_panels(int format, int in, int out) {
+    return layer_over(nullptr, format, in, out, nullptr).bytes;
 }
 
-EXPORT void arrowhead_free_linear(Linear* l) {
-    munmap(l->panels, l->bytes);
-    free(l);
+// Weights [out, in] as they are stored -> `panels`, on a multiple of 64 bytes. Returns 0, or -1 without memory.
+EXPORT int arrowhead_lay_out(char* panels, int format, int in, int out, const void* weights, int stored,
+                             const float* row_scales) {
+    return lay_out(layer_over(panels, format, in, out, nullptr), weights, stored, row_scales) ? 0 : -1;
 }
+
+// A layer over panels laid out before, by this process or another; null without memory. `panels` and `bias`
+// stay in use.
+EXPORT Linear* arrowhead_linear(char* panels, int format, int in, int out, const float* bias) {
+    Linear* l = (Linear*)calloc(1, sizeof(Linear));
+    if (l) *l = layer_over(panels, format, in, out, bias);
+    return l;
+}
+
+EXPORT void arrowhead_free_linear(Linear* l) { free(l); }
 
 // A network with threads of its own; null without memory. `plan` and what it points to stay in use.
 EXPORT Network* arrowhead_network(const Plan* plan, int threads) {

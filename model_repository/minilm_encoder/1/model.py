@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 from arrowhead_engine.compute import instance_device
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.errors import InvalidInput
+from arrowhead_engine.last_step import LastStep
 from arrowhead_engine.spec import Ids
 
 
@@ -26,9 +28,11 @@ class TritonPythonModel:
             folder / args["model_version"] / "weights.parquet",
             device=instance_device(args["model_instance_kind"], args["model_instance_device_id"]),
             dtype=parameters["compute_dtype"]["string_value"],
+            shared=os.environ.get("ARROWHEAD_SHARED"),  # `arrowhead serve` names it
         )
         # Raises, and so keeps the model from being ready, unless its vectors are the certified.
         self.encoder.verify()
+        self.embed = LastStep(self.encoder.embed)
         tokenizer = args["model_name"].removesuffix("_encoder") + "_tokenizer"
         self.tokenizer_folder = folder.parent / tokenizer / args["model_version"]
 
@@ -50,13 +54,16 @@ class TritonPythonModel:
             else:
                 parts.append(slice(len(rows), len(rows) + len(own)))
                 rows += own
-        embeddings = self.encoder.embed(rows)
+        embeddings = self.embed(rows)
         return [
             _error(part)
             if isinstance(part, InvalidInput)
             else pb_utils.InferenceResponse([pb_utils.Tensor("embeddings", embeddings[part])])
             for part in parts
         ]
+
+    def finalize(self) -> None:
+        del self.embed, self.encoder  # the last process of its version removes what they shared
 
     def _ids(self, request: Any) -> list[Ids]:
         # Views of Triton's memory, gone when execute returns; the engine copies what it keeps.
