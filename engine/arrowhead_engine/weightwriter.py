@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`write` makes a weight file (docs/format.md), by pyarrow. Whoever only reads does not import it."""
+"""`write` makes a weight file (docs/format.md), by pyarrow; reading one imports none of this."""
 
 from __future__ import annotations
 
