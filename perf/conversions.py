@@ -39,7 +39,7 @@ from arrowhead_conversion.weights import Storage
 from arrowhead_engine.architectures import WITH_A_FILE
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.tokenizer import Tokenizer
-from arrowhead_engine.weightfile import Compression
+from arrowhead_engine.weightwriter import Compression
 from perf import random_models
 from perf.machine import describe
 from perf.report import table

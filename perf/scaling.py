@@ -20,7 +20,8 @@ from arrowhead_engine.architectures import architecture
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.errors import UnsupportedModel
 from arrowhead_engine.spec import MODEL_KEY, Ids, ModelSpec
-from arrowhead_engine.weightfile import Tensor, write
+from arrowhead_engine.weightfile import Tensor
+from arrowhead_engine.weightwriter import write
 from perf.server import MODEL
 from perf.stats import Sample, interleaved_ms
 

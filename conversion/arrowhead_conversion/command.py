@@ -14,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from arrowhead_conversion.weights import Storage
     from arrowhead_engine.spec import Certificate
-    from arrowhead_engine.weightfile import Compression
+    from arrowhead_engine.weightwriter import Compression
 
 EXAMPLES = """
 \b

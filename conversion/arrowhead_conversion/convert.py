@@ -15,7 +15,8 @@ from arrowhead_conversion import certificate, pipeline, repository, sources, wei
 from arrowhead_conversion.errors import SourceNotFound, UnsupportedSource
 from arrowhead_engine.spec import CERTIFICATE_KEY, MODEL_KEY, Certificate, ModelSpec, write_metadata
 from arrowhead_engine.tokenizer import Tokenizer
-from arrowhead_engine.weightfile import Compression, Tensor, WeightFile, write
+from arrowhead_engine.weightfile import Tensor, WeightFile
+from arrowhead_engine.weightwriter import Compression, write
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Encoder:
         self.compute = choose(device, dtype, engine, plain=plain)
         self._weights = weights
         self._vocab_size = config.vocab_size
-        self._heads = heads.load(lambda name: native.float32(weights, name))
+        self._heads = heads.load(weights.float32)
         self._engine: Engine
         if self.compute.engine == "native" and plan is not None:
             self._engine = native.NativeEngine(

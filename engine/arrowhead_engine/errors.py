@@ -26,7 +26,7 @@ class EngineError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        # A file's own words may be in it, and pyarrow's, which come in several lines.
+        # A file's own words may be in it, and a library's, which come in several lines.
         line = " ".join(super().__str__().split())
         return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line[:1000])
 

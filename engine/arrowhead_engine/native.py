@@ -35,29 +35,11 @@ Floats = npt.NDArray[np.float32]
 
 PANEL = 32  # outputs of a linear layer that are computed together (kernels/tile.hpp)
 FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3}  # kernels/linear.hpp
-_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
 
 
 def knows(plan: PostNorm) -> bool:
     """Whether the kernels can do it: all widths, a head's too, must be multiples of 32."""
     return not (plan.width % PANEL or plan.wide % PANEL or plan.width // plan.heads % PANEL)
-
-
-def stored(weights: WeightFile, name: str) -> npt.NDArray[Any]:
-    """A tensor as it lies in the file, of bfloat16 the bits."""
-    info = weights.tensors[name]
-    return np.frombuffer(weights.buffer(name), _NUMPY[info.dtype]).reshape(info.shape)
-
-
-def float32(weights: WeightFile, name: str) -> Floats:
-    """A tensor as float32, int8 rows multiplied with their scales."""
-    info, raw = weights.tensors[name], stored(weights, name)
-    if info.dtype == "bfloat16":
-        return (raw.astype(np.uint32) << 16).view(np.float32)
-    if info.dtype == "int8":
-        scales = weights.scales(name).reshape(-1, *[1] * (raw.ndim - 1))
-        return raw.astype(np.float32) * scales
-    return np.ascontiguousarray(raw, np.float32)
 
 
 class _Norm(Structure):
@@ -180,14 +162,14 @@ class NativeEngine:
         finalizer.atexit = False
 
         first = plan.first_position
-        positions = float32(weights, plan.positions)[first : first + most]
+        positions = weights.float32(plan.positions)[first : first + most]
         if plan.types is not None:
             # Every text is of token type 0, so that row is added to the positions once and for all.
-            positions = positions + float32(weights, plan.types)[0]
+            positions = positions + weights.float32(plan.types)[0]
         distances = None
         if plan.distances is not None:
             name, table = plan.distances
-            distances = self._pointer(table(float32(weights, name), most))
+            distances = self._pointer(table(weights.float32(name), most))
         scales = weights.scales(plan.words)
         linears = iter(self._laid_out(plan, shared))
         self._plan = _Plan(
@@ -198,7 +180,7 @@ class NativeEngine:
             words_format=FORMATS[weights.tensors[plan.words].dtype],
             most=most,
             eps=plan.eps,
-            words=self._pointer(stored(weights, plan.words)),
+            words=self._pointer(weights.stored(plan.words)),
             word_scales=self._pointer(scales) if len(scales) else None,
             positions=self._pointer(positions),
             distances=distances,
@@ -244,7 +226,7 @@ class NativeEngine:
         )
 
     def _norm(self, name: str) -> _Norm:
-        weight, bias = (float32(self._weights, f"{name}.{part}") for part in ("weight", "bias"))
+        weight, bias = (self._weights.float32(f"{name}.{part}") for part in ("weight", "bias"))
         return _Norm(self._pointer(weight), self._pointer(bias))
 
     def _laid_out(self, plan: PostNorm, shared: Path | None) -> list[int]:
@@ -268,7 +250,7 @@ class NativeEngine:
         panels = panels or Panels.private(sizes, lay_out)
         self._panels.append(panels)
         for product, address in zip(products, panels.addresses, strict=True):
-            biases = [float32(self._weights, f"{name}.bias") for name in product.names]
+            biases = [self._weights.float32(f"{name}.bias") for name in product.names]
             bias = self._pointer(np.concatenate(biases))
             made = _kernels().arrowhead_linear(address, *product.shape, bias)
             self._linears.append(_made(made))
@@ -287,8 +269,8 @@ class NativeEngine:
     def _lay_out(self, product: _Product, address: int) -> None:
         parts = [f"{name}.weight" for name in product.names]
         same = all(self._weights.tensors[part].dtype == product.stored for part in parts)
-        read = stored if same else float32
-        rows = np.concatenate([read(self._weights, part) for part in parts])
+        read = self._weights.stored if same else self._weights.float32
+        rows = np.concatenate([read(part) for part in parts])
         scales = None
         if product.stored == "int8":
             scales = np.concatenate([self._weights.scales(part) for part in parts])

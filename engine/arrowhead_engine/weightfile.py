@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Parquet weight file: `write` makes one, `WeightFile.open` checks and maps one.
+"""The Parquet weight file: `WeightFile.open` checks and maps one; weightwriter.py makes it.
 
-docs/format.md is the specification; this module is that page in code, with numpy and pyarrow only.
+docs/format.md is the specification; this module is that page in code. What is Parquet's is read by
+parquet.py, so that nobody who serves a model pays for a Parquet library.
 
     with WeightFile.open("weights.parquet") as weights:
         weights.tensors["embeddings.word_embeddings.weight"].shape    # (30522, 384)
@@ -14,18 +15,17 @@ import hashlib
 import mmap
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from arrowhead_engine import parquet
 from arrowhead_engine.errors import (
     BadDtype,
     BadOffset,
@@ -41,37 +41,35 @@ from arrowhead_engine.errors import (
 
 FORMAT_VERSION = 1
 VERSION_KEY = "arrowhead.format_version"
+MAGIC = b"PAR1"  # at both ends
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 ITEM_SIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}  # bytes
 MAX_TENSOR_BYTES = 2**31 - 1024  # Parquet's page sizes are signed 32-bit integers, header included
 
-Compression = Literal["none", "lz4", "zstd"]
+T = TypeVar("T")
+Floats = npt.NDArray[np.float32]
 Scales = npt.NDArray[np.float32]
 
 _NO_SCALES: Scales = np.empty(0, np.float32)
-_MAGIC = b"PAR1"
-_MOST_DESCRIPTION = 64 * 1024  # bytes for a name, a shape, ...; else a small file could fill memory
+_NUMPY = {"float16": np.float16, "bfloat16": np.uint16, "float32": np.float32, "int8": np.int8}
 _MOST_DIMENSIONS = 8
+_LENGTH = 4  # bytes before a value: how many those are
+_AFTER_FOOTER = 8  # bytes: its length, and the magic
+_MOST_DESCRIPTION = 64 * 1024  # bytes for a name, a shape, ...; else a small file could fill memory
 _PAGE_OVERHEAD = 1024  # bytes, generously: page header and length
-# What pyarrow raises on damaged bytes, its own decoding of column names included.
-_UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)
-_SCHEMA = pa.schema(
-    [
-        pa.field("layer_name", pa.string(), nullable=False),
-        pa.field(
-            "shape", pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False
-        ),
-        pa.field("dtype", pa.string(), nullable=False),
-        pa.field("num_params", pa.int64(), nullable=False),
-        pa.field("crc32", pa.uint32(), nullable=False),
-        pa.field(
-            "scales", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False
-        ),
-        pa.field("byte_planes", pa.bool_(), nullable=False),
-        pa.field("padding", pa.binary(), nullable=False),
-        pa.field("data", pa.binary(), nullable=False),
-    ]
-)
+_CODECS = {parquet.ZSTD: "zstd", parquet.LZ4_RAW: "lz4_raw"}  # by pyarrow's names
+_COLUMNS = {
+    "layer_name": "required binary (UTF8)",
+    "shape": "required group (LIST) { repeated group { required int32 } }",
+    "dtype": "required binary (UTF8)",
+    "num_params": "required int64",
+    "crc32": "required int32 (UINT_32)",
+    "scales": "required group (LIST) { repeated group { required float } }",
+    "byte_planes": "required boolean",
+    "padding": "required binary",
+    "data": "required binary",
+}
+_REWRITTEN = "not as Arrowhead writes it; convert the model again"
 # Absent from files that were written before there were int8 tensors and byte planes.
 _LATER = ("scales", "byte_planes")
 
@@ -107,7 +105,6 @@ class TensorInfo:
             and so on, which compresses better.
         offset: where they start in the file, a multiple of 64; None if they are compressed.
         stored_bytes: what the tensor takes in the file.
-        row_group: its place in the file.
     """
 
     name: str
@@ -118,7 +115,6 @@ class TensorInfo:
     byte_planes: bool
     offset: int | None
     stored_bytes: int
-    row_group: int
 
     @property
     def num_params(self) -> int:
@@ -134,13 +130,13 @@ class WeightFile:
     also after `close`.
     """
 
-    def __init__(self, path: Path, buffer: mmap.mmap, parquet: pq.ParquetFile) -> None:
+    def __init__(self, path: Path, buffer: mmap.mmap) -> None:
         self.path = path
         self._map = buffer
-        self._parquet = parquet
         self._sha256 = ""
-        self.metadata = _check_version(path, parquet)
-        self.tensors, self._scales = _check_tensors(path, buffer, parquet)
+        footer = _read_footer(path, buffer)
+        self.metadata = _check_version(path, footer)
+        self.tensors, self._scales, self._compressed = _check_tensors(path, buffer, footer)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> WeightFile:
@@ -155,19 +151,16 @@ class WeightFile:
             head, size = file.read(4), os.fstat(file.fileno()).st_size
             if size == 0:
                 raise NotAWeightFile(f"{path}: the file is empty; convert the model again")
-            if head != _MAGIC:
+            if head != MAGIC:
                 raise NotAWeightFile(
-                    f"{path}: not a Parquet file (begins with {head!r}, not {_MAGIC!r})"
+                    f"{path}: not a Parquet file (begins with {head!r}, not {MAGIC!r})"
                 )
             # One map serves both the footer and the tensors, so a file renamed over this path in
             # between cannot mix with it. ACCESS_COPY: torch refuses read-only buffers.
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        if size < len(_MAGIC) * 2 + 4 or buffer[-4:] != _MAGIC:
+        if size < len(MAGIC) * 2 + 4 or buffer[-4:] != MAGIC:
             raise TruncatedFile(f"{path}: {size} bytes, and the end is missing; copy it again")
-        try:
-            return cls(path, buffer, pq.ParquetFile(pa.BufferReader(pa.py_buffer(buffer))))
-        except _UNREADABLE as error:
-            raise NotAWeightFile(f"{path}: its Parquet footer cannot be read: {error}") from error
+        return cls(path, buffer)
 
     @property
     def mapped(self) -> bool:
@@ -199,35 +192,40 @@ class WeightFile:
         Raises:
             KeyError: no tensor of that name.
             SizeMismatch: compressed bytes that do not decompress to shape x dtype.
+            ChecksumMismatch: nor to what was written.
         """
         tensor = self.tensors[name]
         if tensor.offset is not None:
             return memoryview(self._map)[tensor.offset : tensor.offset + tensor.nbytes]
-        try:
-            column = self._parquet.read_row_group(tensor.row_group, columns=["data"]).column("data")
-        except _UNREADABLE as error:
-            raise SizeMismatch(f"{self.path}: {name}: cannot be decompressed: {error}") from error
-        if len(column) != 1:
-            raise SizeMismatch(
-                f"{self.path}: {name}: decompresses to {len(column)} values, not one"
-            )
-        stored = column[0].as_buffer()
-        if stored.size != tensor.nbytes:
-            raise SizeMismatch(
-                f"{self.path}: {name}: decompresses to {stored.size} bytes, "
-                f"{tensor.dtype} {list(tensor.shape)} takes {tensor.nbytes}"
-            )
-        if tensor.byte_planes:
-            planes = np.frombuffer(stored, np.uint8).reshape(ITEM_SIZE[tensor.dtype], -1)
-            return np.ascontiguousarray(planes.T).reshape(-1).data
-        return memoryview(bytearray(stored))  # torch refuses read-only buffers
+        stored = _decompressed(self._where(name), self._map, self._compressed[name], tensor.nbytes)
+        planes = ITEM_SIZE[tensor.dtype] if tensor.byte_planes else 1
+        # Always a copy: torch refuses read-only buffers.
+        data = stored.reshape(planes, -1).T.flatten().data
+        # LZ4 does not tell that it ended early, and leaves what the memory held before.
+        self._check_crc32(tensor, data)
+        return data
+
+    def stored(self, name: str) -> npt.NDArray[Any]:
+        """A tensor as it lies in the file, of its shape; of bfloat16 the bits, as uint16."""
+        info = self.tensors[name]
+        return np.frombuffer(self.buffer(name), _NUMPY[info.dtype]).reshape(info.shape)
+
+    def float32(self, name: str) -> Floats:
+        """A tensor as float32, of its shape; int8 rows multiplied with their scales."""
+        info, raw = self.tensors[name], self.stored(name)
+        if info.dtype == "bfloat16":
+            return (raw.astype(np.uint32) << 16).view(np.float32)
+        if info.dtype == "int8":
+            scales = self.scales(name).reshape(-1, *[1] * (raw.ndim - 1))
+            return raw.astype(np.float32) * scales
+        return np.ascontiguousarray(raw, np.float32)
 
     def scales(self, name: str) -> Scales:
         """What to multiply each row of an int8 tensor with, float32 [rows]; of others empty."""
         return self._scales.get(name, _NO_SCALES)
 
     def stream(self) -> Iterator[Tensor]:
-        """Every tensor in file order, as `write` takes them."""
+        """Every tensor in file order, as `weightwriter.write` takes them."""
         for info in self.tensors.values():
             yield Tensor(
                 info.name, info.dtype, info.shape, self.buffer(info.name), self.scales(info.name)
@@ -253,13 +251,18 @@ class WeightFile:
             ChecksumMismatch: the first tensor whose bytes are not those that were written.
         """
         for name, tensor in self.tensors.items():
-            data, scales = self.buffer(name), self.scales(name).tobytes()
-            met = zlib.crc32(scales, zlib.crc32(data))
-            if met != tensor.crc32:
-                raise ChecksumMismatch(
-                    f"{self.path}: {name}: its bytes have CRC-32 {met:08x}, {tensor.crc32:08x} was "
-                    "written; the file was changed or damaged, convert the model again"
-                )
+            self._check_crc32(tensor, self.buffer(name))
+
+    def _check_crc32(self, tensor: TensorInfo, data: memoryview) -> None:
+        met = zlib.crc32(self.scales(tensor.name).tobytes(), zlib.crc32(data))
+        if met != tensor.crc32:
+            raise ChecksumMismatch(
+                f"{self._where(tensor.name)}: its bytes have CRC-32 {met:08x}, {tensor.crc32:08x} "
+                "was written; the file was changed or damaged, convert the model again"
+            )
+
+    def _where(self, name: str) -> str:
+        return f"{self.path}: {name}"
 
     def release(self) -> None:
         """Gives the pages that were read back to the system; what is touched again comes back.
@@ -275,17 +278,29 @@ class WeightFile:
         self.close()
 
     def close(self) -> None:
-        """Drops this object's hold on the map; views that are still alive keep it open."""
-        self._parquet.close()
+        """Closes the map, unless views of it are alive: they keep it open."""
+        with suppress(BufferError):
+            self._map.close()
 
 
-def _check_version(path: Path, parquet: pq.ParquetFile) -> dict[str, str]:
-    raw = parquet.metadata.metadata or {}
-    metadata = {
-        key.decode("utf-8", "replace"): value.decode("utf-8", "replace")
-        for key, value in raw.items()
-    }
-    version = metadata.get(VERSION_KEY)
+def _read_footer(path: Path, buffer: mmap.mmap) -> parquet.Footer:
+    end, length = len(buffer) - _AFTER_FOOTER, _footer_length(buffer)
+    try:
+        if length > min(end - len(MAGIC), parquet.MOST_FOOTER):
+            raise parquet.Unreadable(f"it is said to take {length} bytes")
+        return parquet.read_footer(buffer[end - length : end])
+    except parquet.Unreadable as error:
+        raise NotAWeightFile(
+            f"{path}: its Parquet footer cannot be read: {error}; convert the model again"
+        ) from error
+
+
+def _footer_length(buffer: mmap.mmap) -> int:
+    return int.from_bytes(buffer[-_AFTER_FOOTER : -len(MAGIC)], "little")
+
+
+def _check_version(path: Path, footer: parquet.Footer) -> dict[str, str]:
+    version = footer.metadata.get(VERSION_KEY)
     if version is None:
         raise NotAWeightFile(f"{path}: a Parquet file, but without {VERSION_KEY} in its metadata")
     if version != str(FORMAT_VERSION):
@@ -293,21 +308,23 @@ def _check_version(path: Path, parquet: pq.ParquetFile) -> dict[str, str]:
             f"{path}: format version {version!r}, this Arrowhead reads {FORMAT_VERSION}; "
             "upgrade Arrowhead or convert the model again"
         )
-    return metadata
+    return footer.metadata
 
 
 def _check_tensors(
-    path: Path, buffer: mmap.mmap, parquet: pq.ParquetFile
-) -> tuple[dict[str, TensorInfo], dict[str, Scales]]:
-    """Every row checked, in file order; nothing of a tensor's data is read but its length."""
-    columns = _check_schema(path, parquet)
-    footer_length = int.from_bytes(buffer[-8:-4], "little")
-    data_end = len(buffer) - 8 - footer_length
+    path: Path, buffer: mmap.mmap, footer: parquet.Footer
+) -> tuple[dict[str, TensorInfo], dict[str, Scales], dict[str, parquet.Chunk]]:
+    """Every row checked, in file order; nothing of a tensor's data is read but its length.
+
+    Returns: the tensors, the scales of those of int8, where the compressed ones lie.
+    """
+    columns = _check_schema(path, footer)
+    rows = _Descriptions(path, buffer, columns)
     tensors: dict[str, TensorInfo] = {}
     scales: dict[str, Scales] = {}
-    for row_group, (name, shape, dtype, num_params, crc32, planes) in enumerate(
-        _rows(parquet, columns)
-    ):
+    compressed: dict[str, parquet.Chunk] = {}
+    for number, (_, chunks) in enumerate(footer.row_groups):
+        name, shape, dtype, num_params, crc32, planes = rows.row(number, chunks)
         where = f"{path}: {name}"
         if name in tensors:
             raise DuplicateTensor(f"{where}: stands twice in the file")
@@ -319,138 +336,198 @@ def _check_tensors(
             )
         nbytes = num_params * ITEM_SIZE[dtype]
         if dtype == "int8":
-            scales[name] = _read_scales(where, shape, parquet, row_group, columns)
-        chunk = parquet.metadata.row_group(row_group).column(columns["data"])
+            scales[name] = _read_scales(where, shape, rows, chunks)
+        chunk = chunks[columns["data"]]
+        _check_within(where, "data", chunk, rows.data_end)
+        if not chunk.plain or chunk.num_values != 1:
+            raise BadSchema(f"{where}: its data is not one PLAIN value; {_REWRITTEN}")
         offset = None
-        if planes and _is_plain(chunk):
+        if chunk.codec != parquet.UNCOMPRESSED:
+            _check_compressed(where, chunk, nbytes)
+            compressed[name] = chunk
+        elif planes:
             raise BadSchema(f"{where}: byte planes that are not compressed cannot be mapped")
-        if _is_plain(chunk):
-            offset = _locate(where, buffer, chunk, nbytes, data_end)
-        elif not nbytes <= chunk.total_uncompressed_size <= nbytes + _PAGE_OVERHEAD:
-            raise SizeMismatch(
-                f"{where}: {chunk.total_uncompressed_size} bytes uncompressed, shape x dtype takes "
-                f"{nbytes}"
-            )
+        else:
+            offset = _locate(where, buffer, chunk, nbytes)
         tensors[name] = TensorInfo(
-            name,
-            dtype,
-            shape,
-            nbytes,
-            crc32,
-            planes,
-            offset,
-            chunk.total_compressed_size,
-            row_group,
+            name, dtype, shape, nbytes, crc32, planes, offset, chunk.stored_bytes
         )
     _check_overlap(path, tensors)
-    return tensors, scales
+    return tensors, scales, compressed
+
+
+def _check_schema(path: Path, footer: parquet.Footer) -> dict[str, int]:
+    """The position of each column of the format among the file's leaf columns."""
+    names = [column.name for column in footer.columns]
+    columns: dict[str, int] = {}
+    for name, wanted in _COLUMNS.items():
+        if name in _LATER and name not in names:
+            continue
+        if names.count(name) != 1:
+            raise BadSchema(f"{path}: has no column {name!r} (or has it twice)")
+        column = footer.columns[names.index(name)]
+        if column.type != wanted:
+            raise BadSchema(f"{path}: column {name!r} is {column.type!r}, wanted {wanted!r}")
+        columns[name] = column.leaf
+    for number, (num_rows, _) in enumerate(footer.row_groups):
+        if num_rows != 1:
+            raise BadSchema(
+                f"{path}: row group {number} has {num_rows} rows, each must hold one tensor"
+            )
+    return columns
+
+
+class _Descriptions:
+    """Reads the columns that describe a tensor.
+
+    Attributes:
+        columns: the position of each column of the format among the leaf columns.
+        data_end: where the footer starts.
+    """
+
+    def __init__(self, path: Path, buffer: mmap.mmap, columns: Mapping[str, int]) -> None:
+        self.columns = columns
+        self.data_end = len(buffer) - _AFTER_FOOTER - _footer_length(buffer)
+        self._path = path
+        self._buffer = buffer
+        self._pages = {name: parquet.Pages() for name in columns}
+
+    def row(
+        self, number: int, chunks: list[parquet.Chunk]
+    ) -> tuple[str, tuple[int, ...], str, int, int, bool]:
+        """Name, shape, dtype, num_params, crc32 and byte_planes of a row group's tensor."""
+        where = f"{self._path}: row group {number}"
+        return (
+            self.value(where, "layer_name", chunks, parquet.read_text),
+            self.value(where, "shape", chunks, _read_shape),
+            self.value(where, "dtype", chunks, parquet.read_text),
+            self.value(where, "num_params", chunks, parquet.read_int64),
+            self.value(where, "crc32", chunks, parquet.read_uint32),
+            "byte_planes" in self.columns
+            and self.value(where, "byte_planes", chunks, parquet.read_boolean),
+        )
+
+    def value(
+        self, where: str, name: str, chunks: list[parquet.Chunk], read: Callable[[bytes, int], T]
+    ) -> T:
+        """The value of a column, which `read` makes of its page and how many values that has.
+
+        Raises:
+            BadOffset: it is said to lie elsewhere than between the file's ends.
+            BadSchema: Parquet, but not as Arrowhead writes it.
+            NotAWeightFile: not even that.
+        """
+        chunk = chunks[self.columns[name]]
+        if chunk.stored_bytes > _MOST_DESCRIPTION and name != "scales":
+            raise BadSchema(
+                f"{where}: {name} takes more than the {_MOST_DESCRIPTION} bytes that describe a "
+                "tensor"
+            )
+        _check_within(where, name, chunk, self.data_end)
+        if chunk.codec != parquet.UNCOMPRESSED or not chunk.plain:
+            raise BadSchema(f"{where}: {name} is compressed or has a dictionary; {_REWRITTEN}")
+        raw = self._buffer[chunk.offset : chunk.offset + chunk.stored_bytes]
+        try:
+            return read(self._pages[name](raw, chunk.num_values), chunk.num_values)
+        except parquet.Foreign as error:
+            raise BadSchema(f"{where}: {name} {error}; {_REWRITTEN}") from error
+        except parquet.Unreadable as error:
+            raise NotAWeightFile(
+                f"{where}: {name} cannot be read: {error}; convert the model again"
+            ) from error
+
+
+def _read_shape(page: bytes, num_values: int) -> tuple[int, ...]:
+    if num_values > _MOST_DIMENSIONS:
+        raise parquet.Foreign(f"has {num_values} dimensions, {_MOST_DIMENSIONS} at most")
+    return tuple(np.frombuffer(parquet.read_list(page, num_values, 4), "<i4").tolist())
 
 
 def _read_scales(
-    where: str,
-    shape: tuple[int, ...],
-    parquet: pq.ParquetFile,
-    row_group: int,
-    columns: dict[str, int],
+    where: str, shape: tuple[int, ...], rows: _Descriptions, chunks: list[parquet.Chunk]
 ) -> Scales:
-    rows = _rows_scaled("int8", shape)
-    wanted = f"{where}: int8 {list(shape)} wants {rows} finite scales"
-    if "scales" not in columns:
+    count = rows_scaled("int8", shape)
+    wanted = f"{where}: int8 {list(shape)} wants {count} finite scales"
+    if "scales" not in rows.columns:
         raise BadSchema(f"{wanted}; the file has no column 'scales'")
     # Its declared size first, or a small file could fill memory.
-    chunk = parquet.metadata.row_group(row_group).column(columns["scales"])
-    if chunk.total_uncompressed_size > 8 * rows + _PAGE_OVERHEAD or chunk.num_values > max(rows, 1):
-        raise BadShape(f"{wanted}, met {chunk.num_values} in {chunk.total_uncompressed_size} bytes")
-    column = parquet.read_row_group(row_group, columns=["scales"]).column("scales")
-    values: Scales = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    if len(values) != rows or not np.isfinite(values).all():
+    chunk = chunks[rows.columns["scales"]]
+    if chunk.stored_bytes > 8 * count + _PAGE_OVERHEAD or chunk.num_values > max(count, 1):
+        raise BadShape(f"{wanted}, met {chunk.num_values} in {chunk.stored_bytes} bytes")
+    raw = rows.value(where, "scales", chunks, lambda page, n: parquet.read_list(page, n, 4))
+    values: Scales = np.frombuffer(raw, "<f4")
+    if len(values) != count or not np.isfinite(values).all():
         raise BadShape(f"{wanted}, met {len(values)}")
     return values
 
 
-def _check_schema(path: Path, parquet: pq.ParquetFile) -> dict[str, int]:
-    """The position of each top-level column among the file's leaf columns."""
-    schema = parquet.schema_arrow
-    for field in _SCHEMA:
-        index = schema.get_field_index(field.name)
-        if index < 0 and field.name in _LATER and field.name not in schema.names:
-            continue
-        if index < 0:
-            raise BadSchema(f"{path}: has no column {field.name!r} (or has it twice)")
-        met = schema.field(index)
-        if met.type != field.type or met.nullable:
-            nullable = " and nullable" if met.nullable else ""
-            raise BadSchema(
-                f"{path}: column {field.name!r} is {met.type}{nullable}, "
-                f"wanted {field.type} and not nullable"
-            )
-    leaves = [parquet.schema.column(i).path.split(".")[0] for i in range(len(parquet.schema))]
-    columns = {name: leaves.index(name) for name in leaves}
-    for index in range(parquet.metadata.num_row_groups):
-        group = parquet.metadata.row_group(index)
-        if group.num_rows != 1:
-            raise BadSchema(
-                f"{path}: row group {index} has {group.num_rows} rows, each must hold one tensor"
-            )
-        for name, column in columns.items():
-            chunk = group.column(column)
-            if name not in ("data", "scales") and chunk.total_uncompressed_size > _MOST_DESCRIPTION:
-                raise BadSchema(
-                    f"{path}: row group {index}: {name} takes more than the "
-                    f"{_MOST_DESCRIPTION} bytes that describe a tensor"
-                )
-            # A dictionary may stand for any number of values in a few bytes.
-            most = {"shape": _MOST_DIMENSIONS, "scales": 2**31}.get(name, 1)
-            if chunk.num_values > most:
-                raise BadSchema(
-                    f"{path}: row group {index}: {name} holds {chunk.num_values} values, {most} at "
-                    "most"
-                )
-    return columns
-
-
-def _rows(
-    parquet: pq.ParquetFile, columns: dict[str, int]
-) -> Iterator[tuple[str, tuple[int, ...], str, int, int, bool]]:
-    names = ["layer_name", "shape", "dtype", "num_params", "crc32"]
-    table = parquet.read(columns=[*names, *({"byte_planes"} & columns.keys())])
-    values = [table.column(name).to_pylist() for name in names]
-    planes = table.column("byte_planes").to_pylist() if "byte_planes" in columns else None
-    for name, shape, *rest, split in zip(*values, planes or [False] * table.num_rows, strict=True):
-        yield name, tuple(shape), *rest, split
-
-
-def _rows_scaled(dtype: str, shape: tuple[int, ...]) -> int:
+def rows_scaled(dtype: str, shape: tuple[int, ...]) -> int:
     """How many scales a tensor has: one a row of int8, none where there are no elements."""
     return shape[0] if dtype == "int8" and shape and 0 not in shape else 0
 
 
-def _is_plain(chunk: Any) -> bool:
-    return (
-        chunk.compression == "UNCOMPRESSED"
-        and not chunk.has_dictionary_page
-        and set(chunk.encodings) <= {"PLAIN", "RLE"}
-    )
-
-
-def _locate(where: str, buffer: mmap.mmap, chunk: Any, nbytes: int, data_end: int) -> int:
-    """Where a plain tensor's bytes start, proved by the length that Parquet writes before them."""
-    end = chunk.data_page_offset + chunk.total_compressed_size
-    start = end - nbytes
-    if chunk.data_page_offset < len(_MAGIC) or chunk.total_compressed_size < 0 or end > data_end:
+def _check_within(where: str, column: str, chunk: parquet.Chunk, data_end: int) -> None:
+    end = chunk.offset + chunk.stored_bytes
+    if chunk.offset < len(MAGIC) or chunk.stored_bytes < 0 or end > data_end:
         raise BadOffset(
-            f"{where}: its data is said to lie at bytes {chunk.data_page_offset}-{end}, outside "
-            f"the file's data (bytes {len(_MAGIC)}-{data_end})"
+            f"{where}: its {column} is said to lie at bytes {chunk.offset}-{end}, outside the "
+            f"file's data (bytes {len(MAGIC)}-{data_end})"
         )
+
+
+def _locate(where: str, buffer: mmap.mmap, chunk: parquet.Chunk, nbytes: int) -> int:
+    """Where a plain tensor's bytes start, proved by the length that Parquet writes before them."""
+    start = chunk.offset + chunk.stored_bytes - nbytes
     length = int.from_bytes(buffer[max(start - 4, 0) : max(start, 0)], "little")
-    if start - 4 <= chunk.data_page_offset or length != nbytes:
+    if start - 4 <= chunk.offset or length != nbytes:
         raise SizeMismatch(
             f"{where}: shape x dtype takes {nbytes} bytes, the file does not hold that many for it "
-            f"({chunk.total_compressed_size} with their page header)"
+            f"({chunk.stored_bytes} with their page header)"
         )
     if start % ALIGNMENT:
         raise BadOffset(f"{where}: its data starts at byte {start}, not a multiple of {ALIGNMENT}")
-    return int(start)
+    return start
+
+
+def _check_compressed(where: str, chunk: parquet.Chunk, nbytes: int) -> None:
+    if chunk.codec not in _CODECS:
+        raise BadSchema(
+            f"{where}: its data is compressed by Parquet's codec {chunk.codec}, neither ZSTD nor "
+            f"LZ4_RAW; {_REWRITTEN}"
+        )
+    # The sizes that are declared, or a small file could fill memory.
+    if nbytes > MAX_TENSOR_BYTES or not nbytes <= chunk.plain_bytes <= nbytes + _PAGE_OVERHEAD:
+        raise SizeMismatch(
+            f"{where}: {chunk.plain_bytes} bytes uncompressed, shape x dtype takes {nbytes}"
+        )
+
+
+def _decompressed(
+    where: str, buffer: mmap.mmap, chunk: parquet.Chunk, nbytes: int
+) -> npt.NDArray[np.uint8]:
+    """The one value of a compressed chunk, uint8 [nbytes], not to be written to."""
+    import pyarrow as pa  # for the codecs only: half a second and 30 MB that mapped files save
+
+    end = chunk.offset + chunk.stored_bytes
+    try:
+        header = parquet.read_page_header(
+            buffer[chunk.offset : min(end, chunk.offset + parquet.MOST_PAGE_HEADER)]
+        )
+        start = chunk.offset + len(header.raw)
+        if header.stored_bytes != end - start or header.plain_bytes != nbytes + _LENGTH:
+            raise parquet.Unreadable(
+                f"a page of {header.plain_bytes} bytes, {header.stored_bytes} compressed"
+            )
+        value = pa.Codec(_CODECS[chunk.codec]).decompress(
+            memoryview(buffer)[start:end], decompressed_size=nbytes + _LENGTH
+        )
+    except (parquet.Unreadable, parquet.Foreign, pa.ArrowException, OSError) as error:
+        raise SizeMismatch(f"{where}: cannot be decompressed: {error}") from error
+    raw = np.frombuffer(value, np.uint8)
+    length = int.from_bytes(raw[:_LENGTH].tobytes(), "little")
+    if length != nbytes:
+        raise SizeMismatch(f"{where}: decompresses to {length} bytes, not {nbytes}")
+    return raw[_LENGTH:]
 
 
 def _check_overlap(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
@@ -461,129 +538,3 @@ def _check_overlap(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
         if tensor.offset < reached:
             raise BadOffset(f"{path}: {tensor.name}: its data overlaps that of {before}")
         reached, before = tensor.offset + tensor.nbytes, tensor.name
-
-
-def write(
-    path: str | os.PathLike[str],
-    tensors: Iterable[Tensor],
-    metadata: Mapping[str, str],
-    compression: Compression = "none",
-) -> None:
-    """Writes a weight file, one tensor in memory at a time, and puts it in place whole.
-
-    Args:
-        path: the file to make or replace. Who has the old one mapped keeps the old bytes.
-        tensors: in the order in which they shall lie in the file.
-        metadata: further key-value metadata; the format version is added.
-        compression: "none" makes the tensors mappable; "lz4" and "zstd" the file smaller to ship.
-
-    Raises:
-        DuplicateTensor, BadDtype, BadShape, SizeMismatch: the tensor named cannot be written.
-    """
-    path = Path(path)
-    with (
-        _replacing(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        _writer(sink, compression) as writer,
-    ):
-        writer.add_key_value_metadata({**metadata, VERSION_KEY: str(FORMAT_VERSION)})
-        seen: set[str] = set()
-        for tensor in tensors:
-            _check_writable(tensor, seen)
-            if compression == "none":
-                # Written once to the side to learn where `data` comes to lie: all that is before
-                # it has a constant size for this tensor, whatever the length of the padding.
-                distance = sink.tell() + _distance_to_data(tensor, ALIGNMENT)
-                padding = ALIGNMENT + -distance % ALIGNMENT
-                writer.write_table(_row(tensor, padding, byte_planes=False))
-            else:
-                # The exponents of neighbouring weights are alike, their mantissas are noise: apart,
-                # the former compress (ZSTD on MiniLM's float16: 85 % in place of 92 %).
-                planes = ITEM_SIZE[tensor.dtype] > 1
-                writer.write_table(_row(tensor, 0, byte_planes=planes))
-
-
-def _row(tensor: Tensor, padding: int, *, byte_planes: bool) -> pa.Table:
-    values = [
-        [tensor.name],
-        [list(tensor.shape)],
-        [tensor.dtype],
-        [prod(tensor.shape)],
-        [zlib.crc32(tensor.scales.tobytes(), zlib.crc32(tensor.data))],
-        [tensor.scales],
-        [byte_planes],
-        [bytes(padding)],
-    ]
-    arrays = [pa.array(value, field.type) for value, field in zip(values, _SCHEMA, strict=False)]
-    data = tensor.data
-    if byte_planes:
-        elements = np.frombuffer(data, np.uint8).reshape(-1, ITEM_SIZE[tensor.dtype])
-        data = np.ascontiguousarray(elements.T).reshape(-1).data
-    # The tensor's own memory becomes the array's, so that the only copy is the one into the file.
-    ends = pa.array([0, len(data)], pa.int32()).buffers()[1]
-    arrays.append(pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(data)]))
-    return pa.Table.from_arrays(arrays, schema=_SCHEMA)
-
-
-def _distance_to_data(tensor: Tensor, padding: int) -> int:
-    """Bytes from the start of the tensor's row group to its first data byte."""
-    scratch = pa.BufferOutputStream()
-    with _writer(scratch, "none") as writer:
-        writer.write_table(_row(tensor, padding, byte_planes=False))
-    group = pq.read_metadata(pa.BufferReader(scratch.getvalue())).row_group(0)
-    chunk = group.column(len(_SCHEMA) - 1)
-    return int(
-        chunk.data_page_offset + chunk.total_compressed_size - len(tensor.data) - len(_MAGIC)
-    )
-
-
-def _writer(sink: Any, compression: Compression) -> pq.ParquetWriter:
-    # Only `data` is worth compressing. Statistics would put whole tensors into the footer.
-    return pq.ParquetWriter(
-        sink,
-        _SCHEMA,
-        compression={"data": compression} if compression != "none" else "none",
-        use_dictionary=False,
-        write_statistics=False,
-        store_schema=False,
-        data_page_version="1.0",
-    )
-
-
-def _check_writable(tensor: Tensor, seen: set[str]) -> None:
-    if tensor.name in seen:
-        raise DuplicateTensor(f"{tensor.name}: given twice")
-    seen.add(tensor.name)
-    if tensor.dtype not in ITEM_SIZE:
-        raise BadDtype(f"{tensor.name}: dtype {tensor.dtype!r}; known are {', '.join(ITEM_SIZE)}")
-    if any(size < 0 for size in tensor.shape):
-        raise BadShape(f"{tensor.name}: shape {list(tensor.shape)} has a negative dimension")
-    rows = _rows_scaled(tensor.dtype, tensor.shape)
-    if len(tensor.scales) != rows:
-        raise BadShape(
-            f"{tensor.name}: {len(tensor.scales)} scales given, {tensor.dtype} "
-            f"{list(tensor.shape)} takes {rows}"
-        )
-    wanted = prod(tensor.shape) * ITEM_SIZE[tensor.dtype]
-    if len(tensor.data) != wanted:
-        raise SizeMismatch(
-            f"{tensor.name}: {len(tensor.data)} bytes given, {tensor.dtype} {list(tensor.shape)} "
-            f"takes {wanted}"
-        )
-    if wanted > MAX_TENSOR_BYTES:
-        raise SizeMismatch(
-            f"{tensor.name}: {wanted} bytes; Parquet holds at most {MAX_TENSOR_BYTES} in one value"
-        )
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A hidden sibling to write to, renamed over `path` on success and removed on failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -20,7 +20,8 @@ from arrowhead_conversion.convert import convert
 from arrowhead_conversion.errors import BadWeights, SourceNotFound
 from arrowhead_conversion.weights import Storage
 from arrowhead_engine.encoder import Encoder
-from arrowhead_engine.weightfile import Compression, WeightFile
+from arrowhead_engine.weightfile import WeightFile
+from arrowhead_engine.weightwriter import Compression
 
 from .conftest import TEXTS, TINY, assert_close, edit, modules, served, source
 

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from arrowhead_client import Client
-from arrowhead_engine.weightfile import WeightFile, write
+from arrowhead_engine.weightfile import WeightFile
+from arrowhead_engine.weightwriter import write
 from arrowhead_server.address import free_address
 from arrowhead_server.supervisor import running_server
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from arrowhead_engine.architectures import WITH_A_FILE, architecture
 from arrowhead_engine.spec import MODEL_KEY, ModelSpec
-from arrowhead_engine.weightfile import Tensor, write
+from arrowhead_engine.weightfile import Tensor
+from arrowhead_engine.weightwriter import write
 
 VOCAB = 500
 COMMON = {"vocab_size": VOCAB, "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}

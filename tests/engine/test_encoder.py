@@ -30,7 +30,8 @@ from arrowhead_engine.errors import (
 from arrowhead_engine.spec import CERTIFICATE_KEY, MODEL_KEY, Ids, ModelSpec
 from arrowhead_engine.tensors import view
 from arrowhead_engine.tokenizer import Tokenizer
-from arrowhead_engine.weightfile import Tensor, WeightFile, write
+from arrowhead_engine.weightfile import Tensor, WeightFile
+from arrowhead_engine.weightwriter import write
 
 Vectors = npt.NDArray[np.float32]
 HEAD = {"in_features": 384, "out_features": 384, "bias": True, "activation": "Tanh"}

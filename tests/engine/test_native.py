@@ -24,7 +24,8 @@ from arrowhead_engine.errors import UnsupportedModel
 from arrowhead_engine.native import NativeEngine
 from arrowhead_engine.pooling import POOLINGS
 from arrowhead_engine.spec import MODEL_KEY, Ids, ModelSpec
-from arrowhead_engine.weightfile import Tensor, WeightFile, write
+from arrowhead_engine.weightfile import Tensor, WeightFile
+from arrowhead_engine.weightwriter import write
 
 WHY_NOT = compute._not_native("cpu", "float32", plain=True)
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no native engine: {WHY_NOT}")
@@ -379,11 +380,11 @@ def test_the_interpreter_may_end_while_a_daemon_thread_embeds(minilm_weights: Pa
         subprocess.run([sys.executable, "-c", AT_THE_END, minilm_weights], check=True)
 
 
-def test_it_needs_no_torch(minilm_weights: Path) -> None:
+def test_it_needs_neither_torch_nor_a_parquet_library(minilm_weights: Path) -> None:
     code = (
         "import sys, numpy as np; from arrowhead_engine.encoder import Encoder;"
         "e = Encoder.open(sys.argv[1], device='cpu', dtype='float32'); e.verify();"
-        "print(e.compute, {'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
+        "print(e.compute, {'torch', 'transformers', 'tokenizers', 'pyarrow'} & set(sys.modules))"
     )
     out = subprocess.run(
         [sys.executable, "-c", code, minilm_weights], capture_output=True, text=True, check=True

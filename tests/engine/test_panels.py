@@ -20,7 +20,8 @@ from arrowhead_engine import compute
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.errors import CertificateMismatch
 from arrowhead_engine.native import NativeEngine
-from arrowhead_engine.weightfile import WeightFile, write
+from arrowhead_engine.weightfile import WeightFile
+from arrowhead_engine.weightwriter import write
 
 WHY_NOT = compute._not_native("cpu", "float32", plain=True)
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no native engine: {WHY_NOT}")

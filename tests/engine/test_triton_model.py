@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -45,6 +46,22 @@ def repository(minilm_repository: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def arguments(repository: Path) -> dict[str, str]:
+    """What Triton gives a model of that repository when it loads it."""
+    config = {
+        "parameters": {"compute_dtype": {"string_value": "float32"}},
+        "instance_group": [{"count": 1}],
+    }
+    return {
+        "model_config": json.dumps(config),
+        "model_repository": str(repository / "minilm_encoder"),
+        "model_version": "1",
+        "model_name": "minilm_encoder",
+        "model_instance_kind": "CPU",
+        "model_instance_device_id": "0",
+    }
+
+
 @pytest.fixture
 def model(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     backend: Any = ModuleType("triton_python_backend_utils")
@@ -58,21 +75,23 @@ def model(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     made = module.TritonPythonModel()
-    config = {
-        "parameters": {"compute_dtype": {"string_value": "float32"}},
-        "instance_group": [{"count": 1}],
-    }
-    made.initialize(
-        {
-            "model_config": json.dumps(config),
-            "model_repository": str(repository / "minilm_encoder"),
-            "model_version": "1",
-            "model_name": "minilm_encoder",
-            "model_instance_kind": "CPU",
-            "model_instance_device_id": "0",
-        }
-    )
+    made.initialize(arguments(repository))
     return made
+
+
+LOADED = """
+import json, runpy, sys, types
+sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
+model = runpy.run_path(sys.argv[1])["TritonPythonModel"]()
+model.initialize(json.loads(sys.argv[2]))
+print([name for name in sys.modules if name.split(".")[0] == "pyarrow"])
+"""
+
+
+def test_loading_the_encoder_imports_no_parquet_library(repository: Path) -> None:
+    script = template() / "minilm_encoder" / "1" / "model.py"
+    command = [sys.executable, "-c", LOADED, str(script), json.dumps(arguments(repository))]
+    assert subprocess.check_output(command, text=True) == "[]\n"
 
 
 def request(**inputs: Any) -> Any:

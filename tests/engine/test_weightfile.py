@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arrowhead_engine.errors import BadDtype, BadShape, DuplicateTensor, SizeMismatch
-from arrowhead_engine.weightfile import ALIGNMENT, ITEM_SIZE, Tensor, WeightFile, write
+from arrowhead_engine.weightfile import ALIGNMENT, ITEM_SIZE, Tensor, WeightFile
+from arrowhead_engine.weightwriter import write
 
 RNG = np.random.default_rng(0)
 
@@ -101,6 +102,30 @@ def test_tensors_lie_inside_the_map(path: Path) -> None:
             assert address % ALIGNMENT == 0
 
 
+IMPORTS_PROBE = """
+import sys
+from arrowhead_engine.weightfile import WeightFile
+with WeightFile.open(sys.argv[1]) as weights:
+    weights.verify()
+    for name in weights.tensors:
+        weights.buffer(name), weights.scales(name), weights.float32(name)
+print([name for name in sys.modules if name.split(".")[0] == "pyarrow"])
+"""
+
+
+def test_a_mapped_file_is_read_without_a_parquet_library(path: Path) -> None:
+    write(path, some_tensors(), {})
+    command = [sys.executable, "-c", IMPORTS_PROBE, str(path)]
+    assert subprocess.check_output(command, text=True) == "[]\n"
+
+
+def test_a_closed_file_leaves_no_map_behind(path: Path) -> None:
+    write(path, some_tensors(), {})
+    with WeightFile.open(path) as weights:
+        weights.verify()
+    assert str(path) not in Path("/proc/self/maps").read_text()
+
+
 def test_views_outlive_the_file_object(path: Path) -> None:
     written = some_tensors()
     write(path, written, {})
@@ -153,7 +178,7 @@ def test_mapping_costs_no_private_memory_and_processes_share_pages(path: Path) -
     ]
     try:
         grown = [int(_line(probe)) for probe in probes]
-        # Python and pyarrow take a few MiB of their own; the weights are 64 MiB.
+        # Python takes a few MiB of its own; the weights are 64 MiB.
         assert max(grown) < size_kib / 4, grown
         shared = [int(probe.communicate("\n", timeout=60)[0]) for probe in probes]
         assert shared[0] > size_kib * 0.95, shared
