@@ -24,9 +24,9 @@ import click
 import numpy as np
 
 from perf.common import Run, common_options, end_as_ctrl_c_does
+from perf.copies import with_instances
 from perf.load import CONCURRENCIES
 from perf.machine import Bystanders, describe
-from perf.profile_copies import with_instances
 from perf.profile_load import Latency, LoadFailed, Stream, infer_request, run
 from perf.profile_server import MOST_TEXTS
 from perf.report import head, table

@@ -24,8 +24,8 @@ import click
 from arrowhead_engine.compute import choose
 from perf import profile_page, profile_plots, scaling
 from perf.common import common_options, end_as_ctrl_c_does
+from perf.copies import with_no_op
 from perf.machine import Bystanders, describe
-from perf.profile_copies import with_no_op
 from perf.profile_load import Latency, LoadFailed
 from perf.profile_results import ProfileResults
 from perf.profile_server import (

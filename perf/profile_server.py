@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from perf.profile_copies import with_instances
+from perf.copies import with_instances
 from perf.profile_load import Latency, Sent, Stream, infer_request, run
 from perf.profile_stats import metrics, statistics
 from perf.profile_time import LOADED_CLIENTS, new_requests

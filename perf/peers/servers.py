@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from arrowhead_conversion import settings
 from perf.common import last_line
-from perf.peers.environments import CACHE, PeerUnavailable, quiet_environment
+from perf.copies import with_dtype
+from perf.peers.environments import PeerUnavailable, quiet_environment
 from perf.peers.roads import FastApiRoad, GrpcRoad, InfinityRoad, Road, TritonHttpRoad
 from perf.server import MODEL, memory_of, served
 
@@ -134,10 +133,8 @@ def arrowhead(repository: Path, dtype: str, *, http: bool = False, fused: bool =
 
     @contextlib.contextmanager
     def start() -> Iterator[Running]:
-        CACHE.mkdir(parents=True, exist_ok=True)
-        # On the same file system, so that weights need not be copied.
-        with tempfile.TemporaryDirectory(dir=CACHE, prefix="repository-") as folder:
-            copy = with_dtype(repository, Path(folder), dtype, fused=fused)
+        with tempfile.TemporaryDirectory(prefix="arrowhead-peers-") as folder:
+            copy = with_dtype(repository, Path(folder) / "repository", dtype, fused=fused)
             with served(copy) as server:
                 grpc_port, http_port = server.address.grpc_port, server.address.http_port
                 doors = [Door(key, f"{title}, gRPC", lambda: GrpcRoad(grpc_port), shared=True)]
@@ -159,22 +156,6 @@ def arrowhead(repository: Path, dtype: str, *, http: bool = False, fused: bool =
         "but no text comes twice"
     )
     return Kind(key, title, note, start)
-
-
-def with_dtype(repository: Path, folder: Path, dtype: str, *, fused: bool) -> Path:
-    """A copy of the model's entry in `folder` that is served so; the weights are linked."""
-    for name in (MODEL, f"{MODEL}_tokenizer", f"{MODEL}_encoder"):
-        shutil.copytree(repository / name, folder / name, copy_function=_link)
-    settings.set_compute_dtype(folder, MODEL, dtype)
-    settings.set_steps(folder, MODEL, "fused" if fused else "two-step")
-    return folder
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copy2(source, target)
 
 
 @contextlib.contextmanager

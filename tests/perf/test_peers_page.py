@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from perf.common import last_line
+from perf.copies import with_dtype
 from perf.machine import Machine
 from perf.peers import environments, inprocess, plots, report, servers
 from perf.peers.environments import PeerUnavailable, build, fingerprint
 from perf.peers.generator import Measured, loads
 from perf.peers.inprocess import Engine
 from perf.peers.results import InProcess, PeerResults
-from perf.peers.servers import Door, Running, first_answer, with_dtype
+from perf.peers.servers import Door, Running, first_answer
 from perf.peers.session import Seen
 from perf.quality import Closeness
 from perf.stats import Sample

@@ -12,8 +12,8 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from arrowhead_server.supervisor import Server, running_server
-from perf.machine import ROOT, describe
-from perf.profile_copies import with_count, with_instances, with_no_op
+from perf.copies import with_instances, with_no_op
+from perf.machine import describe
 from perf.profile_load import Latency, LoadFailed, Sent, Stream, infer_request, run
 from perf.profile_page import page
 from perf.profile_plots import draw
@@ -97,15 +97,6 @@ def test_few_texts_come_often_and_most_come_seldom():
     share = 1 / sum(1 / n for n in range(1, 1001))
     assert often[0] / 20_000 == pytest.approx(share, rel=0.1)
     assert often[0] / often[1] == pytest.approx(2, rel=0.15)
-
-
-def test_only_the_count_changes_and_only_where_there_is_one():
-    config = (ROOT / "model_repository" / "minilm_encoder" / "config.pbtxt").read_text()
-    changed = with_count(config, 4)
-    assert changed.count("count: 4") == 1
-    assert changed.replace("count: 4", "count: 1") == config
-    with pytest.raises(ValueError, match="0 instance groups"):
-        with_count("max_batch_size: 100", 2)
 
 
 def test_copies_leave_the_repository_alone(minilm_repository: Path, tmp_path: Path):

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 
+from arrowhead_conversion import settings
 from perf.server import MODEL
 
 _NO_OP = '''\
@@ -42,29 +42,18 @@ def with_no_op(repository: Path, folder: Path) -> Path:
 
 
 def with_instances(repository: Path, folder: Path, count: int) -> Path:
-    """A copy in `folder`, to be made, that asks for so many processes of the encoder.
-
-    Raises:
-        ValueError: its configuration does not say how many there are.
-    """
+    """A copy in `folder`, to be made, that asks for so many processes of the encoder."""
     _copy(repository, folder)
-    path = folder / f"{MODEL}_encoder" / "config.pbtxt"
-    path.write_text(with_count(path.read_text(encoding="utf-8"), count), encoding="utf-8")
+    settings.set_instances(folder, MODEL, count)
     return folder
 
 
-def with_count(config: str, count: int) -> str:
-    """The text of a config.pbtxt with another number of instances.
-
-    >>> with_count("instance_group [ { kind: KIND_CPU count: 1 } ]", 2)
-    'instance_group [ { kind: KIND_CPU count: 2 } ]'
-    """
-    changed, places = re.subn(
-        r"(instance_group\s*:?\s*\[?\s*\{[^}]*?\bcount\s*:\s*)\d+", rf"\g<1>{count}", config
-    )
-    if places != 1:
-        raise ValueError(f"a config.pbtxt with {places} instance groups that have a count, not 1")
-    return changed
+def with_dtype(repository: Path, folder: Path, dtype: str, *, fused: bool) -> Path:
+    """A copy in `folder`, to be made, that computes in `dtype`, in one step or two."""
+    _copy(repository, folder)
+    settings.set_compute_dtype(folder, MODEL, dtype)
+    settings.set_steps(folder, MODEL, "fused" if fused else "two-step")
+    return folder
 
 
 def _copy(repository: Path, folder: Path) -> None:
