@@ -99,3 +99,37 @@ static inline float softmax(float* x, int length, float scale, const float* bias
     }
     return _mm512_reduce_add_ps(sum);
 }
+
+// 2^x to 7.5e-5 of its value.
+static INLINE f32 rough_power(f32 x) {
+    f32 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    f32 r = _mm512_sub_ps(x, n);
+    f32 p = _mm512_fmadd_ps(set(0.0551714899f), r, set(0.242610935f));
+    p = _mm512_fmadd_ps(p, r, set(0.69326099f));
+    p = _mm512_fmadd_ps(p, r, set(0.999928082f));
+    return _mm512_scalef_ps(p, n);
+}
+
+// The softmax of scores that are whole numbers, `shift` to be subtracted: in place -> as int16, the largest
+// 4096, and their sum. What fills up the last register becomes 0. `bias` may be null.
+static inline float softmax_int16(int32_t* x, const int32_t* shift, int length, float scale, const float* bias) {
+    const float log2e = 1.44269504f;
+    f32 high = set(-__builtin_inff());
+    for (int i = 0; i < length; i += 16) {
+        __mmask16 real = first_lanes(length - i);
+        __m512i score = _mm512_sub_epi32(_mm512_loadu_si512(x + i), _mm512_loadu_si512(shift + i));
+        f32 y = _mm512_mul_ps(_mm512_cvtepi32_ps(score), set(scale * log2e));
+        if (bias) y = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(real, bias + i), set(log2e), y);
+        store((float*)x + i, y);
+        high = _mm512_mask_max_ps(high, real, high, y);
+    }
+    f32 top = set(_mm512_reduce_max_ps(high) - 12);
+    __m512i sum = _mm512_setzero_si512();
+    for (int i = 0; i < length; i += 16) {
+        f32 y = rough_power(_mm512_sub_ps(load((float*)x + i), top));
+        __m512i n = _mm512_maskz_cvtps_epi32(first_lanes(length - i), y);
+        _mm256_storeu_si256((__m256i*)((int16_t*)x + i), _mm512_cvtepi32_epi16(n));
+        sum = _mm512_add_epi32(sum, n);
+    }
+    return (float)_mm512_reduce_add_epi32(sum);
+}
