@@ -128,7 +128,7 @@ struct Walk {
                 normalize(rows.x + (size_t)r * width, width, layer->attention.weight, layer->attention.bias, plan.eps);
                 narrow(*layer->up, rows.x, r, rows.small);
             });
-            product(*layer->up, rows.x, GELU, rows.wide);
+            product(*layer->up, rows.x, layer->up->format == INT8 ? ROUGH_GELU : GELU, rows.wide);
             if (is_narrow(*layer->down)) each_row([&](int r) { narrow(*layer->down, rows.wide, r, rows.small); });
             product(*layer->down, rows.wide, ADD, rows.x);
             each_row([&](int r) {
