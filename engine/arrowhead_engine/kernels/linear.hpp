@@ -133,8 +133,9 @@ static inline void narrow(const Linear& l, const float* x, int r, const Narrow& 
 enum How { STORE, ADD, GELU, ROUGH_GELU };
 
 // Columns [32 p, 32 p + 32) of y = x Wᵀ + b for all rows. What `l` takes narrow was made so before.
-static inline void multiply(const Linear& l, int p, const float* x, const Narrow& small, int rows, How how,
-                            float* y, float* scratch) {
+template <How how>
+static inline void multiply(const Linear& l, int p, const float* x, const Narrow& small, int rows, float* y,
+                            float* scratch) {
     const char* panel = l.panels + p * l.panel_bytes;
     const float* bias = l.bias + p * PANEL;
     y += p * PANEL;

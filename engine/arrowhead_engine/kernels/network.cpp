@@ -103,8 +103,9 @@ struct Walk {
         each(chunk.rows, piece);
     }
 
-    void product(const Linear& l, const float* x, How how, float* y) {
-        each(l.out / PANEL, [&](int p) { multiply(l, p, x, rows.small, chunk.rows, how, y, scratch); });
+    template <How how>
+    void product(const Linear& l, const float* x, float* y) {
+        each(l.out / PANEL, [&](int p) { multiply<how>(l, p, x, rows.small, chunk.rows, y, scratch); });
     }
 
     void whole() {
@@ -118,19 +119,20 @@ struct Walk {
             }
         });
         for (int i = 0; i < plan.layers; i++, layer++) {
-            product(*layer->qkv, rows.x, STORE, rows.qkv);
+            product<STORE>(*layer->qkv, rows.x, rows.qkv);
             each(count * plan.heads, [&](int j) {
                 attend(chunk.first + j / plan.heads, j % plan.heads, layer->qkv->format);
             });
             if (is_narrow(*layer->mixed)) each_row([&](int r) { narrow(*layer->mixed, rows.mixed, r, rows.small); });
-            product(*layer->mixed, rows.mixed, ADD, rows.x);
+            product<ADD>(*layer->mixed, rows.mixed, rows.x);
             each_row([&](int r) {
                 normalize(rows.x + (size_t)r * width, width, layer->attention.weight, layer->attention.bias, plan.eps);
                 narrow(*layer->up, rows.x, r, rows.small);
             });
-            product(*layer->up, rows.x, layer->up->format == INT8 ? ROUGH_GELU : GELU, rows.wide);
+            if (layer->up->format == INT8) product<ROUGH_GELU>(*layer->up, rows.x, rows.wide);
+            else product<GELU>(*layer->up, rows.x, rows.wide);
             if (is_narrow(*layer->down)) each_row([&](int r) { narrow(*layer->down, rows.wide, r, rows.small); });
-            product(*layer->down, rows.wide, ADD, rows.x);
+            product<ADD>(*layer->down, rows.wide, rows.x);
             each_row([&](int r) {
                 normalize(rows.x + (size_t)r * width, width, layer->output.weight, layer->output.bias, plan.eps);
                 if (i + 1 < plan.layers) narrow(*layer[1].qkv, rows.x, r, rows.small);
