@@ -142,7 +142,9 @@ static inline void multiply(const Linear& l, int p, const float* x, const Narrow
     auto done = [&](int row, int column, f32 sum) {
         float* to = y + (size_t)row * l.out + column;
         sum = _mm512_add_ps(sum, load(bias + column));
-        store(to, how == ADD ? _mm512_add_ps(sum, load(to)) : how == GELU ? gelu(sum) : how == ROUGH_GELU ? rough_gelu(sum) : sum);
+        store(to, how == ADD ? _mm512_add_ps(sum, load(to))
+                  : how == GELU ? gelu(sum)
+                  : how == ROUGH_GELU ? rough_gelu(sum) : sum);
     };
     size_t stride = l.lanes;
     if (l.format == FLOAT16 && rows < MANY_ROWS) {

@@ -169,7 +169,7 @@ struct Walk {
         const float* bias = plan.distances ? plan.distances + (size_t)number * (2 * plan.most - 1) + plan.most - 1 : nullptr;
         Head head{q, q + width, q + 2 * width, 3 * (size_t)width, texts.lengths[text], d, bias,
                   rows.mixed + (size_t)first * width + number * d, (size_t)width};
-        if (format == INT8) attend_int8(head, scratch);
+        if (format == INT8) attend_int16(head, scratch);
         else ::attend(head, scratch);
     }
 

@@ -130,14 +130,13 @@ static INLINE f32 rough_power(f32 x) {
     return _mm512_scalef_ps(p, n);
 }
 
-// The softmax of scores that are whole numbers, `shift` to be subtracted: in place -> as int16, the largest
-// 4096, and their sum. What fills up the last register becomes 0. `bias` may be null.
-static inline float softmax_int16(int32_t* x, const int32_t* shift, int length, float scale, const float* bias) {
+// The softmax of scores that are whole numbers, in place -> as int16, the largest 4096, and their sum.
+// What fills up the last register becomes 0. `bias` may be null.
+static inline float softmax_int16(int32_t* x, int length, float scale, const float* bias) {
     const float log2e = 1.44269504f;
     f32 high = set(-__builtin_inff());
     auto scored = [&](int i, __mmask16 real) {
-        __m512i score = _mm512_sub_epi32(_mm512_loadu_si512(x + i), _mm512_loadu_si512(shift + i));
-        f32 y = _mm512_mul_ps(_mm512_cvtepi32_ps(score), set(scale * log2e));
+        f32 y = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(x + i)), set(scale * log2e));
         if (bias) y = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(real, bias + i), set(log2e), y);
         store((float*)x + i, y);
         high = _mm512_mask_max_ps(high, real, high, y);
