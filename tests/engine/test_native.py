@@ -136,10 +136,19 @@ def test_equals_transformers(pair: Any, lengths: list[int]) -> None:
 def test_narrow_products_are_close(pair: Any, dtype: str, least: float) -> None:
     if why := compute._not_native("cpu", dtype, plain=True):
         pytest.skip(why)
-    rows = texts([1, 5, 40, 150])
+    rows = texts([1, 2, 5, 12, 13, 15, 16, 17, 31, 32, 33, 40, 64, 149, 150])
     met = Encoder.open(pair[1], device="cpu", dtype=dtype, engine="native").embed(rows)
     exact = Encoder.open(pair[1], device="cpu", dtype="float32").embed(rows)
     assert least < (met * exact).sum(1).min() < 0.999999
+
+
+def test_sums_of_attention_in_int8_do_not_overflow(tmp_path: Path) -> None:
+    """All tokens are the same, and weigh the same: the largest sum of the largest numbers."""
+    same = {"position_embeddings.weight": lambda x: x.__imul__(np.float32(0))}
+    path = changed(model_file("bert", tmp_path)[1], same)
+    engine = engine_of(path, dtype="int8", threads=1, poolings=["mean"])
+    met = engine([np.full(n, 77, np.int32) for n in range(1, 151)], None)
+    np.testing.assert_allclose(met, np.broadcast_to(met[0], met.shape), atol=0.02)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

@@ -121,24 +121,33 @@ static inline void narrow(const Linear& l, const float* x, int r, const Narrow& 
     if (l.format == BFLOAT16) to_bfloat16(x, l.in, (uint16_t*)to.numbers + (size_t)r * l.in);
     if (l.format == INT8) {
         int group = l.in / l.groups;
-        for (int g = 0; g < l.groups; g++)
-            quantize(x + g * group, group, (uint8_t*)to.numbers + (size_t)r * l.in + g * group,
-                     to.scales + ((size_t)r * l.groups + g) * 2);
+        uint8_t* q = (uint8_t*)to.numbers + (size_t)r * l.in;
+        float* scales = to.scales + (size_t)r * l.groups * 2;
+        for (int g = 0; g < l.groups; g++, x += group, q += group, scales += 2)
+            switch (group) {
+                case 128: quantize<8>(x, q, scales); break;
+                case 96: quantize<6>(x, q, scales); break;
+                case 64: quantize<4>(x, q, scales); break;
+                default: quantize<2>(x, q, scales);
+            }
     }
 }
 
-enum How { STORE, ADD, GELU };
+enum How { STORE, ADD, GELU, ROUGH_GELU };
 
 // Columns [32 p, 32 p + 32) of y = x Wᵀ + b for all rows. What `l` takes narrow was made so before.
-static inline void multiply(const Linear& l, int p, const float* x, const Narrow& small, int rows, How how,
-                            float* y, float* scratch) {
+template <How how>
+static inline void multiply(const Linear& l, int p, const float* x, const Narrow& small, int rows, float* y,
+                            float* scratch) {
     const char* panel = l.panels + p * l.panel_bytes;
     const float* bias = l.bias + p * PANEL;
     y += p * PANEL;
     auto done = [&](int row, int column, f32 sum) {
         float* to = y + (size_t)row * l.out + column;
         sum = _mm512_add_ps(sum, load(bias + column));
-        store(to, how == ADD ? _mm512_add_ps(sum, load(to)) : how == GELU ? gelu(sum) : sum);
+        store(to, how == ADD ? _mm512_add_ps(sum, load(to))
+                  : how == GELU ? gelu(sum)
+                  : how == ROUGH_GELU ? rough_gelu(sum) : sum);
     };
     size_t stride = l.lanes;
     if (l.format == FLOAT16 && rows < MANY_ROWS) {

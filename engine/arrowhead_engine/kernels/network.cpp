@@ -3,6 +3,7 @@
 //
 // Nothing is padded, and nothing depends on the neighbours: a text's vector comes out the same, bit
 // for bit, alone and in any company. arrowhead_engine/native.py calls the functions at the end.
+#include "attention.hpp"
 #include "linear.hpp"
 #include "team.hpp"
 
@@ -55,8 +56,7 @@ struct Workspace {
 
     bool reserve(const Plan& plan, int rows, int longest) {
         size_t d = plan.width, w = plan.wide > plan.width ? plan.wide : plan.width, m = rows;
-        size_t keys = (longest + PANEL - 1) / PANEL * PANEL;
-        size_t attention = keys * (2 * (d / plan.heads) + MOST_ROWS), widened = w * PANEL;
+        size_t attention = attention_scratch(longest, d / plan.heads), widened = w * PANEL;
         size_t floats[] = {m * d, m * 3 * d, m * d, m * w, m * w / 2, m * w / 16,
                            attention > widened ? attention : widened};
         size_t total = 0;
@@ -103,8 +103,9 @@ struct Walk {
         each(chunk.rows, piece);
     }
 
-    void product(const Linear& l, const float* x, How how, float* y) {
-        each(l.out / PANEL, [&](int p) { multiply(l, p, x, rows.small, chunk.rows, how, y, scratch); });
+    template <How how>
+    void product(const Linear& l, const float* x, float* y) {
+        each(l.out / PANEL, [&](int p) { multiply<how>(l, p, x, rows.small, chunk.rows, y, scratch); });
     }
 
     void whole() {
@@ -118,20 +119,20 @@ struct Walk {
             }
         });
         for (int i = 0; i < plan.layers; i++, layer++) {
-            product(*layer->qkv, rows.x, STORE, rows.qkv);
+            product<STORE>(*layer->qkv, rows.x, rows.qkv);
             each(count * plan.heads, [&](int j) {
-                int text = chunk.first + j / plan.heads;
-                attend(texts.starts[text] - chunk.start, texts.lengths[text], j % plan.heads);
+                attend(chunk.first + j / plan.heads, j % plan.heads, layer->qkv->format);
             });
             if (is_narrow(*layer->mixed)) each_row([&](int r) { narrow(*layer->mixed, rows.mixed, r, rows.small); });
-            product(*layer->mixed, rows.mixed, ADD, rows.x);
+            product<ADD>(*layer->mixed, rows.mixed, rows.x);
             each_row([&](int r) {
                 normalize(rows.x + (size_t)r * width, width, layer->attention.weight, layer->attention.bias, plan.eps);
                 narrow(*layer->up, rows.x, r, rows.small);
             });
-            product(*layer->up, rows.x, GELU, rows.wide);
+            if (layer->up->format == INT8) product<ROUGH_GELU>(*layer->up, rows.x, rows.wide);
+            else product<GELU>(*layer->up, rows.x, rows.wide);
             if (is_narrow(*layer->down)) each_row([&](int r) { narrow(*layer->down, rows.wide, r, rows.small); });
-            product(*layer->down, rows.wide, ADD, rows.x);
+            product<ADD>(*layer->down, rows.wide, rows.x);
             each_row([&](int r) {
                 normalize(rows.x + (size_t)r * width, width, layer->output.weight, layer->output.bias, plan.eps);
                 if (i + 1 < plan.layers) narrow(*layer[1].qkv, rows.x, r, rows.small);
@@ -162,41 +163,14 @@ struct Walk {
         normalize(x, width, plan.embeddings.weight, plan.embeddings.bias, plan.eps);
     }
 
-    // One head of one text, the rows from `first` on: softmax(q kᵀ / sqrt(d) + bias) v. Keys and
-    // values are laid out in panels, so that the products are those of the linear layers.
-    void attend(int first, int length, int head) {
-        const int width = plan.width, d = width / plan.heads, keys = (length + PANEL - 1) / PANEL;
-        const size_t stride = 3 * (size_t)width, line = (size_t)keys * PANEL;
-        const float *q = rows.qkv + first * stride + head * d, *k = q + width, *v = k + width;
-        float *key_panels = scratch, *value_panels = key_panels + line * d, *scores = value_panels + line * d;
-        for (int j = 0; j < keys; j++)
-            for (int i = 0; i < d; i++) {
-                float* lane = key_panels + ((size_t)j * d + i) * PANEL;
-                for (int n = 0; n < PANEL; n++) {
-                    int key = j * PANEL + n;
-                    lane[n] = key < length ? k[key * stride + i] : 0;
-                }
-            }
-        for (int j = 0; j < d / PANEL; j++)
-            for (int n = 0; n < length; n++)
-                memcpy(value_panels + ((size_t)j * length + n) * PANEL, v + n * stride + j * PANEL, PANEL * sizeof(float));
-        const float scale = 1 / __builtin_sqrtf((float)d);
-        const float* bias = plan.distances ? plan.distances + (size_t)head * (2 * plan.most - 1) + plan.most - 1 : nullptr;
-        for (int row = 0; row < length; row += MOST_ROWS) {
-            int count = length - row < MOST_ROWS ? length - row : MOST_ROWS;
-            for (int j = 0; j < keys; j++)
-                by_tiles(Product<Float32>{q + row * stride, stride, (const char*)(key_panels + (size_t)j * d * PANEL), d},
-                         count, [&](int r, int c, f32 y) { store(scores + r * line + j * PANEL + c, y); });
-            float inverse[MOST_ROWS];
-            for (int r = 0; r < count; r++)
-                inverse[r] = 1 / softmax(scores + r * line, length, scale, bias ? bias - (row + r) : nullptr);
-            for (int j = 0; j < d / PANEL; j++)
-                by_tiles(Product<Float32>{scores, line, (const char*)(value_panels + (size_t)j * length * PANEL), length},
-                         count, [&](int r, int c, f32 y) {
-                    float* to = rows.mixed + (size_t)(first + row + r) * width + head * d + j * PANEL + c;
-                    store(to, _mm512_mul_ps(y, set(inverse[r])));
-                });
-        }
+    void attend(int text, int number, Format format) {
+        const int width = plan.width, d = width / plan.heads, first = texts.starts[text] - chunk.start;
+        const float* q = rows.qkv + (size_t)first * 3 * width + number * d;
+        const float* bias = plan.distances ? plan.distances + (size_t)number * (2 * plan.most - 1) + plan.most - 1 : nullptr;
+        Head head{q, q + width, q + 2 * width, 3 * (size_t)width, texts.lengths[text], d, bias,
+                  rows.mixed + (size_t)first * width + number * d, (size_t)width};
+        if (format == INT8) attend_int16(head, scratch);
+        else ::attend(head, scratch);
     }
 
     void pool(int text) {

@@ -61,6 +61,16 @@ struct Int8 {
     }
 };
 
+struct Int16 {
+    using Lane = int32_t;
+    using Sum = __m512i;
+    static constexpr int LANE_BYTES = 4;
+    static INLINE __m512i weights(const char* p) { return _mm512_loadu_si512(p); }
+    static INLINE Sum add(Sum s, int32_t x, __m512i w) {
+        return _mm512_dpwssd_epi32(s, _mm512_set1_epi32(x), w);
+    }
+};
+
 template <class Format, int ROWS>
 INLINE void dot(typename Format::Sum (&sums)[ROWS][2], const typename Format::Lane* x, size_t stride,
                 const char* panel, int lanes) {
