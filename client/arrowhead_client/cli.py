@@ -34,6 +34,9 @@ COMMANDS = {
     "evaluate": Command(
         "arrowhead_client.evaluate:evaluate", None, "Score a served model on known answers."
     ),
+    "gateway": Command(
+        "arrowhead_server.gateway.command:gateway", "gateway", "Serve JSON over HTTP."
+    ),
     "inspect": Command("arrowhead_engine.inspect:inspect", "engine", "Look into a weight file."),
     "models": Command(
         "arrowhead_conversion.registry_commands:models", "convert", "List models and versions."

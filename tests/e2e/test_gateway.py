@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gateway as it is started, in front of a real Triton, asked by the clients people use."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import openai
+import pytest
+from huggingface_hub import InferenceClient
+
+from arrowhead_client import Client, cosine_similarity, truncate_dimensions
+from arrowhead_server.address import free_address
+from arrowhead_server.supervisor import Server
+
+from .conftest import wait_until
+
+Vectors = npt.NDArray[np.float32]
+LONG = "a text whose end is cut off " * 100
+
+
+def started(*options: str) -> tuple[subprocess.Popen[bytes], str]:
+    port = free_address().http_port
+    command = [str(Path(sys.executable).with_name("arrowhead")), "gateway", f"--port={port}"]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None
+        try:
+            return httpx.get(f"{url}/ready").status_code in (200, 503)
+        except httpx.TransportError:
+            return False
+
+    wait_until(answers, "the gateway")
+    return process, url
+
+
+def stopped(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+
+
+@pytest.fixture(scope="module")
+def url(server: Server) -> Iterator[str]:
+    process, url = started(f"--url={server.grpc_url}")
+    yield url
+    stopped(process)
+
+
+@pytest.fixture(scope="module")
+def ask(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=30) as ask:
+        yield ask
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.grpc_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def official(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as official:
+        yield official
+
+
+def close(met: Any, wanted: Vectors) -> None:
+    np.testing.assert_allclose(np.asarray(met, np.float32), wanted, atol=1e-6)
+
+
+def test_embed_as_tei_does(ask: httpx.Client, texts: list[str], wanted: Vectors) -> None:
+    one = ask.post("/embed", json={"inputs": texts[0]})
+    assert one.status_code == 200
+    close(one.json(), wanted[:1])
+    every = ask.post("/embed", json={"inputs": texts, "truncate": True})
+    assert every.status_code == 200
+    close(every.json(), wanted)
+    short = ask.post("/embed", json={"inputs": texts[:2], "dimensions": 64}).json()
+    close(short, truncate_dimensions(wanted[:2], 64))
+
+
+def test_huggingfaces_own_client(
+    url: str, texts: list[str], wanted: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it asks us, no hub
+    hub = InferenceClient(base_url=f"{url}/embed")
+    close(hub.feature_extraction(texts[0], normalize=True), wanted[:1])
+
+
+def test_similarity_as_tei_does(ask: httpx.Client, texts: list[str], wanted: Vectors) -> None:
+    inputs = {"source_sentence": texts[0], "sentences": texts[1:4]}
+    met = ask.post("/similarity", json={"inputs": inputs}).json()
+    close(met, cosine_similarity(wanted[:1], wanted[1:4])[0])
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64", None])
+def test_openais_own_client(
+    official: openai.OpenAI, texts: list[str], wanted: Vectors, encoding: Any
+) -> None:
+    chosen = {} if encoding is None else {"encoding_format": encoding}
+    made = official.embeddings.create(model="minilm", input=texts[:8], **chosen)
+    met = [
+        np.frombuffer(base64.b64decode(one.embedding), "<f4")  # type: ignore[arg-type]
+        if encoding == "base64"
+        else one.embedding
+        for one in made.data
+    ]
+    close(met, wanted[:8])
+    assert [one.index for one in made.data] == list(range(8))
+    assert made.model == "minilm"
+
+
+def test_openai_usage_is_what_the_tokenizer_counts(
+    official: openai.OpenAI, client: Client, texts: list[str]
+) -> None:
+    made = official.embeddings.create(model="minilm", input=texts[:8])
+    assert made.usage.prompt_tokens == client.count_tokens(texts[:8]).length.sum()
+    assert [model.id for model in official.models.list()] == ["minilm"]
+
+
+def test_openai_dimensions_and_the_end_cut_when_asked(
+    official: openai.OpenAI, wanted: Vectors, texts: list[str]
+) -> None:
+    made = official.embeddings.create(
+        model="minilm", input=[texts[0], LONG], dimensions=96, extra_body={"truncate": "end"}
+    )
+    close(made.data[0].embedding, truncate_dimensions(wanted[:1], 96)[0])
+    assert [one.model_extra for one in made.data] == [{"truncated": False}, {"truncated": True}]
+    assert made.usage.total_tokens > 256
+
+
+def test_more_texts_than_triton_takes_at_once(official: openai.OpenAI, client: Client) -> None:
+    texts = [f"text {number}" for number in range(250)]
+    made = official.embeddings.create(model="minilm", input=texts)
+    close([one.embedding for one in made.data], client.embed(texts))
+
+
+@pytest.mark.parametrize(
+    ("wish", "error", "message"),
+    [
+        ({"model": "gpt"}, openai.NotFoundError, "no model 'gpt' here; wanted 'minilm'"),
+        ({"input": LONG}, openai.BadRequestError, "text 0 has more than the 256 tokens"),
+        ({"input": []}, openai.BadRequestError, "no texts"),
+        ({"input": ["a"] * 2049}, openai.BadRequestError, "2048 at most"),
+        ({"input": [[1, 2]]}, openai.BadRequestError, "valid string"),
+        ({"dimensions": 385}, openai.BadRequestError, r"wanted 1\.\.384"),
+        ({"dimensions": 0}, openai.BadRequestError, r"wanted 1\.\.384"),
+        (
+            {"extra_body": {"prompt_name": "q"}},
+            openai.BadRequestError,
+            "no prompt 'q'; it has: ",
+        ),
+        ({"extra_body": {"truncate": "x"}}, openai.BadRequestError, "truncate: Input should be"),
+    ],
+)
+def test_openai_errors(
+    official: openai.OpenAI, wish: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        official.embeddings.create(**{"model": "minilm", "input": "a", **wish})
+    body = caught.value.body  # type: ignore[attr-defined]
+    assert set(body) == {"message", "type", "param", "code"}
+    assert body["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/embed", {"inputs": LONG}, 413, "text 0 has more than the 256 tokens"),
+        ("/embed", {"inputs": ["a"] * 2049}, 413, "2048 at most"),
+        ("/embed", {"inputs": []}, 422, "no texts"),
+        ("/embed", {}, 422, "inputs: Field required"),
+        ("/embed", {"inputs": "a", "truncation_direction": "Left"}, 422, "at the right only"),
+        ("/similarity", {"inputs": "a"}, 422, "inputs"),
+        ("/embed", {"inputs": "\ud800"}, 422, ""),
+    ],
+)
+def test_tei_errors(
+    ask: httpx.Client, path: str, body: dict[str, Any], status: int, message: str
+) -> None:
+    # By hand: httpx refuses to send what has no UTF-8.
+    content, headers = json.dumps(body), {"Content-Type": "application/json"}
+    met = ask.post(path, content=content, headers=headers)
+    assert met.status_code == status, met.text
+    assert set(met.json()) == {"error", "error_type"}
+    assert message in met.json()["error"]
+    assert ask.post("/embed", json={"inputs": "a"}).status_code == 200
+
+
+def test_health_readiness_info_and_pages(ask: httpx.Client) -> None:
+    assert ask.get("/health").status_code == 200
+    assert ask.get("/ready").status_code == 200
+    facts = ask.get("/info").json()
+    assert (facts["model_id"], facts["dimension"], facts["prompts"]) == ("minilm", 384, {})
+    assert {"/embed", "/similarity", "/v1/embeddings"} <= set(
+        ask.get("/openapi.json").json()["paths"]
+    )
+    assert "swagger" in ask.get("/docs").text.lower()
+
+
+def metric(ask: httpx.Client, name: str) -> float:
+    (line,) = [one for one in ask.get("/metrics").text.splitlines() if one.startswith(name + " ")]
+    return float(line.split()[-1])
+
+
+def test_metrics_tell_what_the_cache_did(ask: httpx.Client) -> None:
+    hit, miss = (f'arrowhead_gateway_texts_total{{how="{how}"}}' for how in ("hit", "miss"))
+    before = metric(ask, hit), metric(ask, miss)
+    ask.post("/embed", json={"inputs": ["a text for the metrics", "another one"]})
+    ask.post("/embed", json={"inputs": ["a text for the metrics", "a third"]})
+    assert (metric(ask, hit), metric(ask, miss)) == (before[0] + 1, before[1] + 3)
+    ask.get("/no/such/path")
+    assert 'path="other",status="404"' in ask.get("/metrics").text
+
+
+def test_too_many_at_once_are_told_to_come_again(server: Server) -> None:
+    process, url = started(f"--url={server.grpc_url}", "--in-flight=2")
+
+    async def flood() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as ask:
+            calls = [
+                ask.post(path, json={field: f"flood {number} " * 40, "model": "minilm"})
+                for number in range(20)
+                for path, field in (("/embed", "inputs"), ("/v1/embeddings", "input"))
+            ]
+            return await asyncio.gather(*calls)
+
+    try:
+        answers = asyncio.run(flood())
+    finally:
+        stopped(process)
+    turned_away = [answer for answer in answers if answer.status_code == 429]
+    assert 0 < len(turned_away) < len(answers)
+    assert {answer.status_code for answer in answers} == {200, 429}
+    for answer in turned_away:
+        assert answer.headers["Retry-After"] == "1"
+        told = answer.json()["error"]
+        wanted = told["type"] if isinstance(told, dict) else answer.json()["error_type"]
+        assert wanted in ("rate_limit_error", "Overloaded")
+
+
+def test_without_triton_it_says_so_in_each_dialect() -> None:
+    process, url = started(f"--url=grpc://127.0.0.1:{free_address().grpc_port}")
+    try:
+        with httpx.Client(base_url=url, timeout=30) as ask:
+            assert ask.get("/ready").status_code == 503
+            assert ask.get("/health").status_code == 503
+            tei = ask.post("/embed", json={"inputs": "a"})
+            assert (tei.status_code, tei.json()["error_type"]) == (503, "Unhealthy")
+            other = ask.post("/v1/embeddings", json={"input": "a", "model": "minilm"})
+            assert (other.status_code, other.json()["error"]["type"]) == (503, "server_error")
+            assert other.headers["Retry-After"] == "1"
+    finally:
+        stopped(process)
