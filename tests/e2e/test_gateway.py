@@ -204,6 +204,35 @@ def test_tei_errors(
     assert ask.post("/embed", json={"inputs": "a"}).status_code == 200
 
 
+def test_a_body_that_is_too_large_is_not_read(ask: httpx.Client) -> None:
+    for path, field in (("/embed", "inputs"), ("/v1/embeddings", "input")):
+        met = ask.post(path, json={field: "x" * 17_000_000, "model": "minilm"})
+        assert met.status_code == 413
+        assert "a body of more than 16 MB" in met.text
+    chunks = (b'{"inputs": "' + b"x" * 10**6 for _ in range(20))  # of a length that is not told
+    assert ask.post("/embed", content=chunks).status_code == 413
+
+
+def test_json_that_is_nested_too_deep_or_is_none(ask: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json"}
+    for content in (b"[" * 200_000 + b"]" * 200_000, b"{", b"\xff"):
+        met = ask.post("/embed", content=content, headers=headers)
+        assert (met.status_code, met.json()["error_type"]) == (422, "Validation")
+        met = ask.post("/v1/embeddings", content=content, headers=headers)
+        assert met.status_code == 400
+        assert met.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_paths_and_methods_that_there_are_not(ask: httpx.Client) -> None:
+    assert ask.get("/no/such").json() == {
+        "error": "/no/such: Not Found",
+        "error_type": "Validation",
+    }
+    met = ask.get("/v1/embeddings")
+    assert met.status_code == 405
+    assert met.json()["error"]["message"] == "/v1/embeddings: Method Not Allowed"
+
+
 def test_health_readiness_info_and_pages(ask: httpx.Client) -> None:
     assert ask.get("/health").status_code == 200
     assert ask.get("/ready").status_code == 200

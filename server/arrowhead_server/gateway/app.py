@@ -22,6 +22,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arrowhead_client import ArrowheadError, AsyncClient, InvalidInput, ServerError
@@ -30,6 +31,8 @@ from arrowhead_server.gateway.asking import MOST_TEXTS, Asking
 from arrowhead_server.gateway.embedder import ENTRIES, Embedder
 from arrowhead_server.gateway.tei import Model, json
 
+MOST_BODY_MB = 16  # 2,048 texts of the longest that a model of 512 tokens reads take about 6
+_MB = 10**6
 UNLIMITED = ("/health", "/ready", "/metrics", "/docs", "/openapi.json")
 _PROBES = itertools.count()
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -44,6 +47,7 @@ class Settings:
         entries: texts remembered.
         in_flight: requests that may be under way at once; more are answered with 429.
         most_texts: in a request.
+        most_body_mb: of a request's body, in 10^6 bytes; more is answered with 413.
         timeout_s: for Triton's part of a request.
     """
 
@@ -52,6 +56,7 @@ class Settings:
     entries: int = ENTRIES
     in_flight: int = 256
     most_texts: int = MOST_TEXTS
+    most_body_mb: float = MOST_BODY_MB
     timeout_s: float = 30.0
 
 
@@ -104,7 +109,13 @@ def create_app(settings: Settings) -> FastAPI:
     async def shown() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    app.add_middleware(Gate, metrics=metrics, most=settings.in_flight)
+    app.add_exception_handler(HTTPException, _no_route)
+    app.add_middleware(
+        Gate,
+        metrics=metrics,
+        most=settings.in_flight,
+        most_body=int(settings.most_body_mb * _MB),
+    )
     return app
 
 
@@ -151,14 +162,14 @@ class _Texts(Collector):
 
 
 class Gate:
-    """Counts and times requests, and turns those away that are too many. ASGI middleware."""
+    """Counts and times requests, turns away too many and too large ones. ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, most: int) -> None:
-        self._app, self._metrics, self._most = app, metrics, most
+    def __init__(self, app: ASGIApp, metrics: Metrics, most: int, most_body: int) -> None:
+        self._app, self._metrics, self._most, self._most_body = app, metrics, most, most_body
         self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers 429."""
+        """Passes a request on, or answers 429 or 413."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -176,16 +187,44 @@ class Gate:
             if self._under_way > self._most and path not in UNLIMITED:
                 busy = failures.Busy(f"{self._most} requests are under way already; try again")
                 await _answer(path, busy)(scope, receive, watched)
+            elif (body := await self._body(receive)) is None:
+                large = failures.TooLarge(
+                    f"a body of more than {self._most_body / _MB:g} MB: send fewer texts a request"
+                )
+                await _answer(path, large)(scope, receive, watched)
             else:
-                await self._app(scope, receive, watched)
+                await self._app(scope, body, watched)
         finally:
             self._under_way -= 1
             self._metrics.in_flight.set(self._under_way)
             # Only paths that there are: others' names are their callers' choice.
-            known = "route" in scope or status == 429
+            known = "route" in scope
             self._metrics.seconds.labels(path if known else "other", status).observe(
                 time.perf_counter() - began
             )
+
+    async def _body(self, receive: Receive) -> Receive | None:
+        """The whole body, to be received again; None, and the rest unread, if it is too large."""
+        parts: list[bytes] = []
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":  # the caller went away
+                break
+            parts.append(message.get("body", b""))
+            if sum(map(len, parts)) > self._most_body:
+                return None
+            if not message.get("more_body"):
+                break
+        whole: list[Message] = [
+            {"type": "http.request", "body": b"".join(parts), "more_body": False}
+        ]
+        if message["type"] != "http.request":
+            whole = [message]
+
+        async def again() -> Message:
+            return whole.pop() if whole else await receive()
+
+        return again
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -198,6 +237,16 @@ async def _not_understood(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:]) or "body"
     return _answer(request.url.path, InvalidInput(f"{place}: {first['msg']}"), place)
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """Of paths and methods that there are not, and of bodies that FastAPI could not even parse."""
+    assert isinstance(error, HTTPException)  # noqa: S101 (tells the type checker)
+    if error.status_code == 400:
+        return _answer(request.url.path, InvalidInput("body: no JSON, or nested too deep"))
+    response = _answer(request.url.path, InvalidInput(f"{request.url.path}: {error.detail}"))
+    response.status_code = error.status_code
+    return response
 
 
 def _answer(path: str, error: ArrowheadError, param: str | None = None) -> Response:

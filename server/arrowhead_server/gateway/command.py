@@ -8,7 +8,7 @@ import uvicorn
 
 from arrowhead_client._url import DEFAULT_URL, parse_url
 from arrowhead_server.address import LOOPBACK
-from arrowhead_server.gateway.app import Settings, create_app
+from arrowhead_server.gateway.app import MOST_BODY_MB, Settings, create_app
 from arrowhead_server.gateway.asking import MOST_TEXTS
 from arrowhead_server.gateway.embedder import ENTRIES
 
@@ -60,14 +60,35 @@ The page of all routes is at /docs.
     show_default=True,
     help="Texts in a request; Triton is asked in parts of 100.",
 )
+@click.option(
+    "--max-body-mb",
+    type=click.FloatRange(min=0, min_open=True),
+    default=MOST_BODY_MB,
+    show_default=True,
+    help="Of a request's body; more is answered with 413.",
+)
 def gateway(
-    url: str, model: str, host: str, port: int, cache: int, in_flight: int, max_texts: int
+    url: str,
+    model: str,
+    host: str,
+    port: int,
+    cache: int,
+    in_flight: int,
+    max_texts: int,
+    max_body_mb: float,
 ) -> None:
     """Serve JSON over HTTP in front of Triton: TEI's and OpenAI's routes.
 
     On this machine only, unless --host says otherwise. It needs a running `arrowhead serve`.
     """
     parse_url(url)  # a wrong one is told now, not at the first request
-    settings = Settings(url, model, entries=cache, in_flight=in_flight, most_texts=max_texts)
+    settings = Settings(
+        url,
+        model,
+        entries=cache,
+        in_flight=in_flight,
+        most_texts=max_texts,
+        most_body_mb=max_body_mb,
+    )
     click.echo(f"gateway for {model} at {url}: http://{host}:{port}/docs")
     uvicorn.run(create_app(settings), host=host, port=port, log_level="warning", access_log=False)

@@ -22,6 +22,10 @@ class Busy(ArrowheadError):
     """More requests in flight than the gateway lets through to Triton."""
 
 
+class TooLarge(ArrowheadError):
+    """A request whose body is larger than the gateway reads."""
+
+
 class UnknownModel(ArrowheadError):
     """The caller named a model that is not this gateway's."""
 
@@ -40,6 +44,7 @@ class _Kind(NamedTuple):
 _KINDS = (
     _Kind(Busy, 429, "Overloaded", 429, "rate_limit_error"),
     _Kind(UnknownModel, 404, "Validation", 404, "invalid_request_error"),
+    _Kind(TooLarge, 413, "Validation", 413, "invalid_request_error"),
     _Kind(TextTooLong, 413, "Validation", 400, "invalid_request_error"),
     _Kind(TooManyTexts, 413, "Validation", 400, "invalid_request_error"),
     _Kind(InvalidInput, 422, "Validation", 400, "invalid_request_error"),
