@@ -70,12 +70,6 @@ def ask(url: str) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[Client]:
-    with Client(server.grpc_url) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
 def official(url: str) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as official:
         yield official

@@ -21,22 +21,29 @@ COMMON = {"vocab_size": VOCAB, "hidden_size": 48, "num_hidden_layers": 4, "num_a
 BERT = {**COMMON, "intermediate_size": 80, "max_position_embeddings": 160}
 
 
+def post_norm_configs(sizes: dict[str, Any]) -> dict[str, Any]:
+    """Of BERT and its kin, in sizes by BERT's names."""
+    return {
+        "bert": transformers.BertConfig(**sizes),
+        "roberta": transformers.RobertaConfig(**sizes, type_vocab_size=1),
+        "xlm-roberta": transformers.XLMRobertaConfig(**sizes, type_vocab_size=1),
+        "camembert": transformers.CamembertConfig(**sizes, type_vocab_size=1),
+        "distilbert": transformers.DistilBertConfig(
+            vocab_size=sizes["vocab_size"],
+            dim=sizes["hidden_size"],
+            n_layers=sizes["num_hidden_layers"],
+            n_heads=sizes["num_attention_heads"],
+            hidden_dim=sizes["intermediate_size"],
+            max_position_embeddings=sizes["max_position_embeddings"],
+        ),
+        "mpnet": transformers.MPNetConfig(**sizes),
+    }
+
+
 def configs() -> dict[str, Any]:
     """Of the networks that have a file here."""
     return {
-        "bert": transformers.BertConfig(**BERT),
-        "roberta": transformers.RobertaConfig(**BERT, type_vocab_size=1),
-        "xlm-roberta": transformers.XLMRobertaConfig(**BERT, type_vocab_size=1),
-        "camembert": transformers.CamembertConfig(**BERT, type_vocab_size=1),
-        "distilbert": transformers.DistilBertConfig(
-            vocab_size=VOCAB,
-            dim=48,
-            n_layers=4,
-            n_heads=4,
-            hidden_dim=80,
-            max_position_embeddings=160,
-        ),
-        "mpnet": transformers.MPNetConfig(**BERT),
+        **post_norm_configs(BERT),
         "modernbert": transformers.ModernBertConfig(
             **BERT,
             local_attention=32,
@@ -50,9 +57,11 @@ def configs() -> dict[str, Any]:
     }
 
 
-def model_file(name: str, config: Any, folder: Path, dtype: str = "float32") -> tuple[Any, Path]:
+def model_file(
+    name: str, config: Any, folder: Path, dtype: str = "float32", seed: int = 1
+) -> tuple[Any, Path]:
     """A random network of transformers, and its weight file, matrices stored in `dtype`."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     make = (
         transformers.T5EncoderModel._from_config
         if name == "t5"

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
-from safetensors.torch import load_file
 
 from arrowhead_engine import compute
 from arrowhead_engine.architectures import POST_NORM, architecture
@@ -27,10 +24,12 @@ from arrowhead_engine.spec import MODEL_KEY, Ids, ModelSpec
 from arrowhead_engine.weightfile import Tensor, WeightFile
 from arrowhead_engine.weightwriter import write
 
+from . import random_models
+from .random_models import VOCAB, post_norm_configs
+
 WHY_NOT = compute._not_native("cpu", "float32", plain=True)
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=f"no native engine: {WHY_NOT}")
 
-VOCAB = 500
 SIZES = {
     "vocab_size": VOCAB,
     "hidden_size": 96,
@@ -39,21 +38,7 @@ SIZES = {
     "intermediate_size": 224,
     "max_position_embeddings": 160,
 }
-CONFIGS: dict[str, Any] = {
-    "bert": transformers.BertConfig(**SIZES),
-    "roberta": transformers.RobertaConfig(**SIZES, type_vocab_size=1),
-    "xlm-roberta": transformers.XLMRobertaConfig(**SIZES, type_vocab_size=1),
-    "camembert": transformers.CamembertConfig(**SIZES, type_vocab_size=1),
-    "distilbert": transformers.DistilBertConfig(
-        vocab_size=VOCAB,
-        dim=96,
-        n_layers=3,
-        n_heads=3,
-        hidden_dim=224,
-        max_position_embeddings=160,
-    ),
-    "mpnet": transformers.MPNetConfig(**SIZES),
-}
+CONFIGS = post_norm_configs(SIZES)
 # Alone, equal, all different; for two threads and more, together and apart.
 MIXES = [[1], [150], [7, 7, 7], [2, 150, 3, 64, 65, 9], list(range(1, 60)), [12] * 100]
 
@@ -64,34 +49,7 @@ def test_every_architecture_that_has_a_plan_is_tested() -> None:
 
 def model_file(name: str, folder: Path, dtype: str = "float32") -> tuple[Any, Path]:
     """A random network of transformers, and its weight file."""
-    torch.manual_seed(3)
-    model = transformers.AutoModel.from_config(CONFIGS[name], attn_implementation="eager").eval()
-    with torch.no_grad():  # as drawn, every bias and norm would be that of no layer at all
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    kind = architecture(name)
-    sizes = kind.config(json.loads(CONFIGS[name].to_json_string()))
-    model.save_pretrained(folder)
-    state = load_file(folder / "model.safetensors")
-    state = {key.removeprefix(kind.prefix): value for key, value in state.items()}
-    tensors = [
-        stored(key, state[key], dtype if len(shape) == 2 else "float32")
-        for key, shape in kind.shapes(sizes).items()
-    ]
-    path = folder / "weights.parquet"
-    spec = ModelSpec(name, sizes.to_dict(), "mean", True, 150, sizes.width)
-    write(path, tensors, {MODEL_KEY: spec.to_json()})
-    return model, path
-
-
-def stored(name: str, values: torch.Tensor, dtype: str) -> Tensor:
-    shape = tuple(values.shape)
-    if dtype == "int8":
-        scales = values.abs().amax(1) / 127
-        data = (values / scales[:, None]).round().to(torch.int8)
-        return Tensor(name, dtype, shape, data.numpy().tobytes(), scales.numpy())
-    cast = values.to(getattr(torch, dtype)).contiguous()
-    return Tensor(name, dtype, shape, cast.view(torch.uint8).numpy().tobytes())
+    return random_models.model_file(name, CONFIGS[name], folder, dtype, seed=3)
 
 
 def texts(lengths: list[int], seed: int = 0) -> list[Ids]:

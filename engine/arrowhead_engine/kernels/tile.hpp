@@ -40,32 +40,29 @@ struct Float16 : Float32 {
     static INLINE __m512 weights(const char* p) { return widened((const uint16_t*)p); }
 };
 
-struct Bfloat16 {
+struct Narrow32 {  // numbers side by side in lanes of 32 bits
     using Lane = int32_t;
-    using Sum = __m512;
     static constexpr int LANE_BYTES = 4;
     static INLINE __m512i weights(const char* p) { return _mm512_loadu_si512(p); }
+};
+
+struct Bfloat16 : Narrow32 {
+    using Sum = __m512;
     static INLINE Sum add(Sum s, int32_t x, __m512i w) {
         return _mm512_dpbf16_ps(s, (__m512bh)_mm512_set1_epi32(x), (__m512bh)w);
     }
 };
 
 // x is unsigned, W signed: that is how the instruction wants it.
-struct Int8 {
-    using Lane = int32_t;
+struct Int8 : Narrow32 {
     using Sum = __m512i;
-    static constexpr int LANE_BYTES = 4;
-    static INLINE __m512i weights(const char* p) { return _mm512_loadu_si512(p); }
     static INLINE Sum add(Sum s, int32_t x, __m512i w) {
         return _mm512_dpbusd_epi32(s, _mm512_set1_epi32(x), w);
     }
 };
 
-struct Int16 {
-    using Lane = int32_t;
+struct Int16 : Narrow32 {
     using Sum = __m512i;
-    static constexpr int LANE_BYTES = 4;
-    static INLINE __m512i weights(const char* p) { return _mm512_loadu_si512(p); }
     static INLINE Sum add(Sum s, int32_t x, __m512i w) {
         return _mm512_dpwssd_epi32(s, _mm512_set1_epi32(x), w);
     }
