@@ -207,9 +207,9 @@ def matmuls(
     return {name: partial(product, layer) for name, layer in layers.items()}
 
 
-def matmul_gflops(ms: float) -> float:
+def matmul_gflops(ms: float, n: int = _MATMUL_SIZE) -> float:
     """GFLOP/s of one of the `matmuls` that took so many milliseconds."""
-    return 2 * _MATMUL_SIZE**3 / ms / 1e6
+    return 2 * n**3 / ms / 1e6
 
 
 def _ids(spec: ModelSpec, texts: int, tokens: int) -> list[Ids]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -34,6 +35,9 @@ from perf.run import SOURCE
 from perf.server import MODEL, ServeFailed, served
 from perf.stats import Sample, interleaved_ms
 from perf.texts import Texts, mixed, of_tokens
+
+if TYPE_CHECKING:
+    from arrowhead_engine.encoder import Encoder
 
 SHAPES = ((1, 16), (1, 128), (32, 16), (32, 128), (256, 128))  # texts x tokens
 PEER_SHAPES = ((1, 16), (32, 16), (32, 128))
@@ -191,7 +195,7 @@ class _Timed:
 
         from arrowhead_engine.encoder import Encoder
         from arrowhead_engine.torch_engine import TorchEngine
-        from perf.engine import flop_per_text, matmuls
+        from perf.engine import flop_per_text, matmul_gflops, matmuls
         from perf.scaling import random_ids, random_model
 
         on, dtypes, size = torch.device(device), DTYPES[device], MATRIX[device]
@@ -224,7 +228,11 @@ class _Timed:
         taken = interleaved_ms(calls, rounds=rounds, slice_ms=slice_ms, limit_s=120.0)
         ms = {name: Sample.of(values) for name, values in taken.items()}
         self.matrix_tflops = {
-            dtype: 2 * size**3 / 1e9 / min(ms[n].low for n in ms if n.startswith(f"matrix {dtype}"))
+            dtype: matmul_gflops(
+                min(one.low for name, one in ms.items() if name.startswith(f"matrix {dtype} ")),
+                size,
+            )
+            / 1e3
             for dtype in dtypes
         }
         self.shapes = [
@@ -247,16 +255,14 @@ class _Timed:
         ]
 
     def _beside(
-        self, device: str, repository: Path, encoder: object
+        self, device: str, repository: Path, encoder: Encoder
     ) -> dict[str, Callable[[], object]]:
         from sentence_transformers import SentenceTransformer
 
         from arrowhead_conversion.sources import locate
-        from arrowhead_engine.encoder import Encoder
         from arrowhead_engine.tensors import DTYPES as TORCH_DTYPES
         from arrowhead_engine.tokenizer import Tokenizer
 
-        assert isinstance(encoder, Encoder)  # noqa: S101 (tells the type checker)
         checkpoint = str(locate(SOURCE))
         loaded = SentenceTransformer(checkpoint, device=device, local_files_only=True)
         peer = loaded.to(TORCH_DTYPES[encoder.compute.dtype])

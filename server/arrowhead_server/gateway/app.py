@@ -29,7 +29,7 @@ from arrowhead_client import ArrowheadError, AsyncClient, InvalidInput, ServerEr
 from arrowhead_server.gateway import failures, openai, tei
 from arrowhead_server.gateway.asking import MOST_TEXTS, Asking
 from arrowhead_server.gateway.embedder import ENTRIES, Embedder
-from arrowhead_server.gateway.tei import Model, json
+from arrowhead_server.gateway.web import Model, json
 
 MOST_BODY_MB = 16  # 2,048 texts of the longest that a model of 512 tokens reads take about 6
 _MB = 10**6
@@ -206,20 +206,19 @@ class Gate:
     async def _body(self, receive: Receive) -> Receive | None:
         """The whole body, to be received again; None, and the rest unread, if it is too large."""
         parts: list[bytes] = []
+        left = self._most_body
         while True:
             message = await receive()
             if message["type"] != "http.request":  # the caller went away
                 break
             parts.append(message.get("body", b""))
-            if sum(map(len, parts)) > self._most_body:
+            left -= len(parts[-1])
+            if left < 0:
                 return None
             if not message.get("more_body"):
+                message = {**message, "body": b"".join(parts)}
                 break
-        whole: list[Message] = [
-            {"type": "http.request", "body": b"".join(parts), "more_body": False}
-        ]
-        if message["type"] != "http.request":
-            whole = [message]
+        whole = [message]
 
         async def again() -> Message:
             return whole.pop() if whole else await receive()

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from arrowhead_server.gateway.asking import Wish
 from arrowhead_server.gateway.failures import UnknownModel
-from arrowhead_server.gateway.tei import Model, json
+from arrowhead_server.gateway.web import Model, json
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 _STARTED = int(time.time())

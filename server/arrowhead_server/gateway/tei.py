@@ -7,14 +7,14 @@ ids in place of texts are refused, and a text that is too long can be cut at its
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import orjson
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from arrowhead_client import InvalidInput, cosine_similarity
-from arrowhead_server.gateway.asking import Asking, Wish
+from arrowhead_server.gateway.asking import Wish
+from arrowhead_server.gateway.web import Model, json
 
 router = APIRouter(tags=["text-embeddings-inference"])
 
@@ -63,15 +63,6 @@ class SimilarityRequest(BaseModel):
     parameters: Cut | None = None
 
 
-def asking(request: Request) -> Asking:
-    """The model behind this gateway."""
-    found: Asking = request.app.state.asking
-    return found
-
-
-Model = Annotated[Asking, Depends(asking)]
-
-
 @router.post("/embed", response_model=list[list[float]])
 async def embed(body: EmbedRequest, model: Model) -> Response:
     """A vector for each text."""
@@ -102,9 +93,3 @@ async def info(model: Model) -> dict[str, Any]:
         "max_client_batch_size": model.most_texts,
         "auto_truncate": False,
     }
-
-
-def json(content: Any, status: int = 200) -> Response:
-    """A response; arrays as lists of the shortest numbers that read back as the same float32."""
-    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(body, status, media_type="application/json")
