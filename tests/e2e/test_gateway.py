@@ -6,10 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,37 +20,10 @@ from arrowhead_client import Client, cosine_similarity, truncate_dimensions
 from arrowhead_server.address import free_address
 from arrowhead_server.supervisor import Server
 
-from .conftest import wait_until
+from .gateways import started, stopped
 
 Vectors = npt.NDArray[np.float32]
 LONG = "a text whose end is cut off " * 100
-
-
-def started(*options: str) -> tuple[subprocess.Popen[bytes], str]:
-    port = free_address().http_port
-    command = [str(Path(sys.executable).with_name("arrowhead")), "gateway", f"--port={port}"]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        assert process.poll() is None
-        try:
-            return httpx.get(f"{url}/ready").status_code in (200, 503)
-        except httpx.TransportError:
-            return False
-
-    wait_until(answers, "the gateway")
-    return process, url
-
-
-def stopped(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        raise
 
 
 @pytest.fixture(scope="module")
