@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from arrowhead_client._algebra import (
         cosine_similarity,
+        dequantize,
         in_candidate,
         normalize,
+        quantize,
         truncate_dimensions,
     )
     from arrowhead_client._async_client import AsyncClient
@@ -31,13 +33,16 @@ if TYPE_CHECKING:
         InvalidUrl,
         ModelNotFound,
         ServerError,
+        TextTooLong,
         TimedOut,
         Unavailable,
         UnexpectedResponse,
     )
     from arrowhead_client._grpc import AsyncGrpcTransport, GrpcTransport
     from arrowhead_client._http import AsyncHttpTransport, HttpTransport
-    from arrowhead_client._plan import Experiment, Request, TokenCounts
+    from arrowhead_client._info import Config, ModelInfo
+    from arrowhead_client._options import Options
+    from arrowhead_client._plan import Experiment, Request, Token, TokenCounts, Tokenized
     from arrowhead_client._transports import (
         AsyncFakeTransport,
         AsyncTransport,
@@ -54,6 +59,7 @@ __all__ = [
     "AsyncTransport",
     "Client",
     "ClientClosed",
+    "Config",
     "Experiment",
     "FakeTransport",
     "GrpcTransport",
@@ -61,25 +67,34 @@ __all__ = [
     "InvalidInput",
     "InvalidRequest",
     "InvalidUrl",
+    "ModelInfo",
     "ModelNotFound",
+    "Options",
     "Request",
     "ServerError",
+    "TextTooLong",
     "TimedOut",
+    "Token",
     "TokenCounts",
+    "Tokenized",
     "Transport",
     "Unavailable",
     "UnexpectedResponse",
     "cosine_similarity",
+    "dequantize",
     "in_candidate",
     "normalize",
+    "quantize",
     "truncate_dimensions",
 ]
 
 _PLACES = {
     "arrowhead_client._algebra": (
         "cosine_similarity",
+        "dequantize",
         "in_candidate",
         "normalize",
+        "quantize",
         "truncate_dimensions",
     ),
     "arrowhead_client._async_client": ("AsyncClient",),
@@ -92,6 +107,7 @@ _PLACES = {
         "InvalidUrl",
         "ModelNotFound",
         "ServerError",
+        "TextTooLong",
         "TimedOut",
         "Unavailable",
         "UnexpectedResponse",
@@ -104,10 +120,17 @@ _PLACES = {
         "AsyncHttpTransport",
         "HttpTransport",
     ),
+    "arrowhead_client._info": (
+        "Config",
+        "ModelInfo",
+    ),
+    "arrowhead_client._options": ("Options",),
     "arrowhead_client._plan": (
         "Experiment",
         "Request",
+        "Token",
         "TokenCounts",
+        "Tokenized",
     ),
     "arrowhead_client._transports": (
         "AsyncFakeTransport",

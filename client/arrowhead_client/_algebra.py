@@ -10,7 +10,7 @@ All results are float32, and new arrays. Sums run in float64, so no float32 inpu
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from arrowhead_client._errors import InvalidInput
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
+Precision: TypeAlias = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 
 
 def normalize(vectors: npt.ArrayLike) -> Vectors:
@@ -41,12 +42,7 @@ def truncate_dimensions(vectors: npt.ArrayLike, dimensions: int) -> Vectors:
         InvalidInput: `dimensions` is below 1 or above D.
     """
     array = _floats(vectors)
-    width = array.shape[-1]
-    if not 1 <= dimensions <= width:
-        raise InvalidInput(
-            f"dimensions={dimensions}, but the vectors have {width}: wanted 1..{width}"
-        )
-    return normalize(array[..., :dimensions])
+    return normalize(array[..., : _checked(dimensions, array.shape[-1])])
 
 
 def cosine_similarity(a: npt.ArrayLike, b: npt.ArrayLike | None = None) -> Vectors:
@@ -70,6 +66,76 @@ def cosine_similarity(a: npt.ArrayLike, b: npt.ArrayLike | None = None) -> Vecto
         )
     similarity: Vectors = left @ right.T
     return similarity
+
+
+def quantize(
+    vectors: npt.ArrayLike,
+    precision: Precision,
+    ranges: npt.ArrayLike | None = None,
+    *,
+    dimensions: int | None = None,
+) -> npt.NDArray[Any]:
+    """Vectors `[..., D]` in fewer bits; the precisions are those of sentence-transformers.
+
+    int8, uint8: each component is the nearest of 256 steps between the lowest and the highest of
+    its range, what lies outside being the first or the last: `[..., D]`. binary, ubinary: one bit a
+    component, 1 where it is above 0, the first in the highest bit, as int8 (less 128) or uint8:
+    `[..., ceil(D / 8)]`. A cut to `dimensions` does not rescale here: the ranges are of the whole
+    vector's components, and cosines do not depend on lengths.
+
+    Args:
+        vectors: the model's own.
+        precision: which; "float32" gives them as they are.
+        ranges: `[2, D]`, lowest and highest of each component (`ModelInfo.ranges`).
+        dimensions: keep so many components.
+
+    Raises:
+        InvalidInput: no ranges, or of another width; `dimensions` is below 1 or above D.
+    """
+    array = _floats(vectors)
+    width = array.shape[-1]
+    array = array[..., : _checked(dimensions, width)]
+    if precision == "float32":
+        return array.astype(np.float32)
+    if precision in ("binary", "ubinary"):
+        bits = np.packbits(array > 0, axis=-1)
+        return bits if precision == "ubinary" else (bits ^ np.uint8(0x80)).view(np.int8)
+    low, step = _steps(ranges, width, array.shape[-1])
+    codes: npt.NDArray[np.uint8] = np.rint((array - low) / step).clip(0, 255).astype(np.uint8)
+    return codes if precision == "uint8" else (codes ^ np.uint8(0x80)).view(np.int8)
+
+
+def dequantize(
+    codes: npt.NDArray[Any], precision: Precision, ranges: npt.ArrayLike | None = None
+) -> Vectors:
+    """What `quantize` gave, as float32 `[..., D]` again, up to what it lost.
+
+    Bits give 1 and -1, for D a multiple of 8.
+
+    Raises:
+        InvalidInput: no ranges, or narrower ones than the codes.
+    """
+    if precision == "float32":
+        return np.asarray(codes, np.float32)
+    unsigned = codes.view(np.uint8) ^ np.uint8(0x80 if precision in ("int8", "binary") else 0)
+    if precision in ("binary", "ubinary"):
+        return np.unpackbits(unsigned, axis=-1).astype(np.float32) * 2 - 1
+    width = None if ranges is None else np.shape(ranges)[-1]
+    low, step = _steps(ranges, width, codes.shape[-1])
+    return (unsigned * step + low).astype(np.float32)
+
+
+def _steps(
+    ranges: npt.ArrayLike | None, width: int | None, kept: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The lowest value and the size of a step of each kept component."""
+    if ranges is None:
+        raise InvalidInput("the model has no ranges for int8 and uint8: convert it again")
+    found = np.asarray(ranges, np.float64)
+    if found.shape != (2, width) or kept > found.shape[1]:
+        raise InvalidInput(f"ranges of shape {found.shape}: wanted (2, {width or kept})")
+    low, high = found[:, :kept]
+    return low, np.where(high > low, (high - low) / 255, 1.0)
 
 
 def in_candidate(key: str, share: float) -> bool:
@@ -106,6 +172,17 @@ def in_candidate(key: str, share: float) -> bool:
         raise InvalidInput(f"key={key!r} has no UTF-8: {error.reason}") from error
     # A whole number with a float of a power of two: exact, so a share of 1 leaves nobody out.
     return int.from_bytes(digest[:8], "big") < float(share) * 2.0**64
+
+
+def _checked(dimensions: int | None, width: int) -> int:
+    """How many components are kept."""
+    if dimensions is None:
+        return width
+    if not 1 <= dimensions <= width:
+        raise InvalidInput(
+            f"dimensions={dimensions}, but the vectors have {width}: wanted 1..{width}"
+        )
+    return dimensions
 
 
 def _floats(vectors: npt.ArrayLike) -> npt.NDArray[Any]:

@@ -8,10 +8,20 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from arrowhead_client._algebra import Vectors, cosine_similarity
+import numpy.typing as npt
+
+from arrowhead_client._algebra import Precision, Vectors, cosine_similarity
 from arrowhead_client._errors import ClientClosed, ModelNotFound, ServerError, Unavailable
+from arrowhead_client._info import Config, ModelInfo
+from arrowhead_client._options import (
+    InputType,
+    Options,
+    Truncate,
+    check_lengths,
+    longest_end,
+)
 from arrowhead_client._plan import (
     DEFAULT_RETRIES,
     Answer,
@@ -20,13 +30,13 @@ from arrowhead_client._plan import (
     Rows,
     Settings,
     TokenCounts,
+    Tokenized,
     TokenRows,
-    check_prompts,
+    encode_ids,
     encode_texts,
     progress_bar,
-    prompt_named,
     to_arrow,
-    vector_edge,
+    tokens_of,
 )
 from arrowhead_client._transports import AsyncTransport, async_transport_for
 from arrowhead_client._url import DEFAULT_URL
@@ -74,7 +84,8 @@ class AsyncClient:
     ) -> None:
         self._settings = Settings(model, timeout_s, retries, concurrency, batch_size, experiment)
         self._open_transport: AsyncTransport | None = transport or async_transport_for(url)
-        self._known_prompts: dict[str, str] | None = None
+        self._known_config: Config | None = None
+        self._known_ranges: Vectors | None = None
 
     async def embed(
         self,
@@ -82,13 +93,33 @@ class AsyncClient:
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
+        input_type: InputType | None = None,
+        truncate: Truncate = "end",
         dimensions: int | None = None,
         normalize: bool = False,
+        precision: Precision = "float32",
         progress: bool | None = None,
-    ) -> Vectors:
+    ) -> npt.NDArray[Any]:
         """See `Client.embed`."""
-        vectors = await self._embed(texts, prompt, prompt_name, dimensions, normalize, progress)
+        options = Options(
+            prompt, prompt_name, input_type, truncate, dimensions, normalize, precision
+        )
+        vectors = await self._embed(texts, options, progress)
         return vectors[0] if isinstance(texts, str) else vectors
+
+    async def embed_ids(
+        self,
+        input_ids: Sequence[Sequence[int]],
+        *,
+        dimensions: int | None = None,
+        normalize: bool = False,
+        precision: Precision = "float32",
+    ) -> npt.NDArray[Any]:
+        """See `Client.embed_ids`."""
+        options = Options(dimensions=dimensions, normalize=normalize, precision=precision)
+        ids = encode_ids(input_ids)
+        requests = self._settings.id_requests(ids, await self._config())
+        return await self._gathered(requests, options, lambda done: None)
 
     async def embed_arrow(
         self,
@@ -96,21 +127,32 @@ class AsyncClient:
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
+        input_type: InputType | None = None,
+        truncate: Truncate = "end",
         dimensions: int | None = None,
         normalize: bool = False,
         progress: bool | None = None,
     ) -> pa.FixedSizeListArray:
         """See `Client.embed_arrow`."""
-        return to_arrow(
-            await self._embed(texts, prompt, prompt_name, dimensions, normalize, progress)
+        options = Options(
+            prompt, prompt_name, input_type, truncate, dimensions, normalize=normalize
         )
+        return to_arrow(await self._embed(texts, options, progress))
 
     async def similarity(
-        self, a: str | Sequence[str], b: str | Sequence[str] | None = None
+        self,
+        a: str | Sequence[str],
+        b: str | Sequence[str] | None = None,
+        *,
+        a_input_type: InputType | None = None,
+        b_input_type: InputType | None = None,
     ) -> Vectors:
         """See `Client.similarity`."""
-        left = await self._embed(a)
-        return cosine_similarity(left, None if b is None else await self._embed(b))
+        left = await self._embed(a, Options(input_type=a_input_type))
+        if b is None and b_input_type == a_input_type:
+            return cosine_similarity(left)
+        right = await self._embed(a if b is None else b, Options(input_type=b_input_type))
+        return cosine_similarity(left, right)
 
     async def count_tokens(
         self,
@@ -120,20 +162,41 @@ class AsyncClient:
         prompt_name: str | None = None,
     ) -> TokenCounts:
         """See `Client.count_tokens`."""
-        prompt = await self._prompt(prompt, prompt_name)
-        requests = self._settings.token_requests(encode_texts(texts, prompt))
+        prefix = await self._prefix(Options(prompt, prompt_name))
+        requests = self._settings.token_requests(encode_texts(texts, prefix))
         rows = TokenRows(requests)
         async with aclosing(self._answers(requests)) as answers:
             async for index, answer in answers:
                 rows.put(index, answer)
         return rows.gathered()
 
+    async def tokenize(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> list[Tokenized]:
+        """See `Client.tokenize`."""
+        prefix = await self._prefix(Options(prompt, prompt_name))
+        requests = self._settings.tokenize_requests(encode_texts(texts, prefix))
+        found: dict[int, list[Tokenized]] = {}
+        async with aclosing(self._answers(requests)) as answers:
+            async for index, answer in answers:
+                found[index] = tokens_of(requests[index], answer)
+        return [one for index in range(len(requests)) for one in found[index]]
+
+    async def info(self) -> ModelInfo:
+        """See `Client.info`."""
+        config = await self._config()
+        ask = partial(self._transport.infer, self._settings.info_request(config))
+        return ModelInfo.told(self.model, config, await self._retried(ask))
+
     async def prompts(self) -> dict[str, str]:
         """See `Client.prompts`."""
-        if self._known_prompts is None:
-            read = partial(self._transport.prompts, self._settings.model)
-            self._known_prompts = await self._retried(read)
-        return dict(self._known_prompts)
+        if self._known_config is None:
+            self._known_config = await self._config()
+        return dict(self._known_config.prompts)
 
     async def ready(self) -> bool:
         """See `Client.ready`."""
@@ -171,30 +234,56 @@ class AsyncClient:
             raise ClientClosed("this AsyncClient is closed: make a new one")
         return self._open_transport
 
-    async def _prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
-        check_prompts(prompt, prompt_name)
-        if prompt_name is None:
-            return prompt
-        return prompt_named(prompt_name, await self.prompts(), self._settings.model)
+    async def _config(self) -> Config:
+        return await self._retried(partial(self._transport.config, self._settings.model))
+
+    async def _prefix(self, options: Options) -> str | None:
+        known = await self.prompts() if options.needs_prompts else {}
+        return options.prefix(known, self._settings.model)
+
+    async def _ranges(self, options: Options) -> Vectors | None:
+        if options.needs_ranges and self._known_ranges is None:
+            self._known_ranges = (await self.info()).ranges
+        return self._known_ranges
 
     async def _embed(
-        self,
-        texts: str | Sequence[str],
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        dimensions: int | None = None,
-        normalize: bool = False,
-        progress: bool | None = None,
-    ) -> Vectors:
-        edge = vector_edge(dimensions, normalize)
-        encoded = encode_texts(texts, await self._prompt(prompt, prompt_name))
+        self, texts: str | Sequence[str], options: Options, progress: bool | None = None
+    ) -> npt.NDArray[Any]:
+        prefix = await self._prefix(options)
+        encoded = encode_texts(await self._fitting(texts, prefix, options.truncate), prefix)
         requests = self._settings.embed_requests(encoded)
-        rows = Rows(requests, "embeddings", edge)
         with progress_bar(encoded, requests, progress) as bar:
-            async with aclosing(self._answers(requests)) as answers:
-                async for index, answer in answers:
-                    rows.put(index, answer)
-                    bar.update(len(requests[index].texts))
+            return await self._gathered(requests, options, bar.update)
+
+    async def _fitting(
+        self, texts: str | Sequence[str], prefix: str | None, truncate: Truncate
+    ) -> str | Sequence[str]:
+        if truncate == "end":
+            return texts
+        counts = await self.count_tokens(texts, prompt=prefix)
+        if truncate == "none":
+            check_lengths(counts.length.tolist(), counts.truncated.tolist())
+            return texts
+        shorter = [texts] if isinstance(texts, str) else list(texts)
+        for index in counts.truncated.nonzero()[0].tolist():
+            search = longest_end(shorter[index], int(counts.length[index]))
+            try:
+                candidates = next(search)
+                while True:
+                    too_long = (await self.count_tokens(candidates, prompt=prefix)).truncated
+                    candidates = search.send(too_long.tolist())
+            except StopIteration as found:
+                shorter[index] = found.value
+        return shorter
+
+    async def _gathered(
+        self, requests: list[Request], options: Options, done: Callable[[int], object]
+    ) -> npt.NDArray[Any]:
+        rows = Rows(requests, "embeddings", options.edge(await self._ranges(options)))
+        async with aclosing(self._answers(requests)) as answers:
+            async for index, answer in answers:
+                rows.put(index, answer)
+                done(len(requests[index]))
         if requests:
             return rows.gathered()
         width = partial(self._transport.width, self._settings.model)

@@ -8,10 +8,20 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from arrowhead_client._algebra import Vectors, cosine_similarity
+import numpy.typing as npt
+
+from arrowhead_client._algebra import Precision, Vectors, cosine_similarity
 from arrowhead_client._errors import ClientClosed, ModelNotFound, ServerError, Unavailable
+from arrowhead_client._info import Config, ModelInfo
+from arrowhead_client._options import (
+    InputType,
+    Options,
+    Truncate,
+    check_lengths,
+    longest_end,
+)
 from arrowhead_client._plan import (
     DEFAULT_RETRIES,
     Answer,
@@ -20,13 +30,13 @@ from arrowhead_client._plan import (
     Rows,
     Settings,
     TokenCounts,
+    Tokenized,
     TokenRows,
-    check_prompts,
+    encode_ids,
     encode_texts,
     progress_bar,
-    prompt_named,
     to_arrow,
-    vector_edge,
+    tokens_of,
 )
 from arrowhead_client._transports import Pause, Transport, transport_for
 from arrowhead_client._url import DEFAULT_URL
@@ -80,7 +90,8 @@ class Client:
     ) -> None:
         self._settings = Settings(model, timeout_s, retries, concurrency, batch_size, experiment)
         self._open_transport: Transport | None = transport or transport_for(url)
-        self._known_prompts: dict[str, str] | None = None
+        self._known_config: Config | None = None
+        self._known_ranges: Vectors | None = None
 
     def embed(
         self,
@@ -88,10 +99,13 @@ class Client:
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
+        input_type: InputType | None = None,
+        truncate: Truncate = "end",
         dimensions: int | None = None,
         normalize: bool = False,
+        precision: Precision = "float32",
         progress: bool | None = None,
-    ) -> Vectors:
+    ) -> npt.NDArray[Any]:
         """The vectors of the texts, float32: `[N, D]`, or `[D]` for a single string.
 
         Args:
@@ -99,17 +113,55 @@ class Client:
             prompt: put in front of each text, such as `"query: "`, for models trained with prompts.
             prompt_name: in place of `prompt`, the name of one that the model brings, such as
                 `"query"`; see `prompts`.
+            input_type: in place of both, what the texts are: "query" or "document" takes the
+                model's prompt for such, if it has one.
+            truncate: which side of a text that the model cannot read whole is cut: its "end"; its
+                "start", up to the beginning of a word, the prompt staying; or "none", an error.
             dimensions: cut the vectors to so many components and normalise them (Matryoshka).
             normalize: scale the vectors to length 1, if the model does not do so itself.
+            precision: "float32"; or "int8", "uint8", "binary", "ubinary" of the model's own vector
+                (cut, not normalised), as `quantize` says, with the ranges of its conversion.
             progress: a bar on stderr: True or False; None shows it on a terminal for a long call.
 
         Raises:
             InvalidInput: a text is no string or has no UTF-8, `dimensions` is above D, or the model
-                has no prompt of that name.
+                has no prompt of that name, or no ranges.
+            TextTooLong: the model would not read all of a text, and `truncate` is "none".
             ServerError: the first failure of any request, after its retries; the rest is dropped.
         """
-        vectors = self._embed(texts, prompt, prompt_name, dimensions, normalize, progress)
+        options = Options(
+            prompt, prompt_name, input_type, truncate, dimensions, normalize, precision
+        )
+        vectors = self._embed(texts, options, progress)
         return vectors[0] if isinstance(texts, str) else vectors
+
+    def embed_ids(
+        self,
+        input_ids: Sequence[Sequence[int]],
+        *,
+        dimensions: int | None = None,
+        normalize: bool = False,
+        precision: Precision = "float32",
+    ) -> npt.NDArray[Any]:
+        """The vectors `[N, D]` of N texts that are token ids already, special ones included.
+
+        They go to the encoder directly: no prompt, no cut, no response cache.
+
+        Args:
+            input_ids: of each text, as the model's own tokenizer gives them; see `tokenize`.
+            dimensions: as for `embed`.
+            normalize: as for `embed`.
+            precision: as for `embed`.
+
+        Raises:
+            InvalidInput: no list of ids.
+            InvalidRequest: an id that the model does not know, or more of them than it reads.
+            ServerError: as for `embed`.
+        """
+        options = Options(dimensions=dimensions, normalize=normalize, precision=precision)
+        ids = encode_ids(input_ids)
+        requests = self._settings.id_requests(ids, self._config())
+        return self._gathered(requests, options, lambda done: None)
 
     def embed_arrow(
         self,
@@ -117,6 +169,8 @@ class Client:
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
+        input_type: InputType | None = None,
+        truncate: Truncate = "end",
         dimensions: int | None = None,
         normalize: bool = False,
         progress: bool | None = None,
@@ -125,10 +179,26 @@ class Client:
 
         A single string gives an array of one. Arguments and errors are those of `embed`.
         """
-        return to_arrow(self._embed(texts, prompt, prompt_name, dimensions, normalize, progress))
+        options = Options(
+            prompt, prompt_name, input_type, truncate, dimensions, normalize=normalize
+        )
+        return to_arrow(self._embed(texts, options, progress))
 
-    def similarity(self, a: str | Sequence[str], b: str | Sequence[str] | None = None) -> Vectors:
+    def similarity(
+        self,
+        a: str | Sequence[str],
+        b: str | Sequence[str] | None = None,
+        *,
+        a_input_type: InputType | None = None,
+        b_input_type: InputType | None = None,
+    ) -> Vectors:
         """The cosine of each text of `a` with each text of `b` (default: of `a`).
+
+        Args:
+            a: a text, or several.
+            b: likewise.
+            a_input_type: what those of `a` are, for the model's prompts, such as "query".
+            b_input_type: what those of `b` are, such as "document".
 
         Returns:
             float32 `[len(a), len(b)]`; a single string counts as one text.
@@ -137,8 +207,11 @@ class Client:
             InvalidInput: as for `embed`.
             ServerError: as for `embed`.
         """
-        left = self._embed(a)
-        return cosine_similarity(left, None if b is None else self._embed(b))
+        left = self._embed(a, Options(input_type=a_input_type))
+        if b is None and b_input_type == a_input_type:
+            return cosine_similarity(left)
+        right = self._embed(a if b is None else b, Options(input_type=b_input_type))
+        return cosine_similarity(left, right)
 
     def count_tokens(
         self,
@@ -156,13 +229,44 @@ class Client:
             InvalidInput: as for `embed`.
             ServerError: as for `embed`.
         """
-        prompt = self._prompt(prompt, prompt_name)
-        requests = self._settings.token_requests(encode_texts(texts, prompt))
+        prefix = self._prefix(Options(prompt, prompt_name))
+        requests = self._settings.token_requests(encode_texts(texts, prefix))
         rows = TokenRows(requests)
         with closing(self._answers(requests)) as answers:
             for index, answer in answers:
                 rows.put(index, answer)
         return rows.gathered()
+
+    def tokenize(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> list[Tokenized]:
+        """The tokens that the model reads of each text; a single string counts as one text.
+
+        Raises:
+            InvalidInput: as for `embed`.
+            ServerError: as for `embed`.
+        """
+        prefix = self._prefix(Options(prompt, prompt_name))
+        requests = self._settings.tokenize_requests(encode_texts(texts, prefix))
+        found: dict[int, list[Tokenized]] = {}
+        with closing(self._answers(requests)) as answers:
+            for index, answer in answers:
+                found[index] = tokens_of(requests[index], answer)
+        return [one for index in range(len(requests)) for one in found[index]]
+
+    def info(self) -> ModelInfo:
+        """What the served model says of itself. Asks anew at each call.
+
+        Raises:
+            ServerError: as for `embed`.
+        """
+        config = self._config()
+        ask = partial(self._transport.infer, self._settings.info_request(config))
+        return ModelInfo.told(self.model, config, self._retried(ask, time.sleep))
 
     def prompts(self) -> dict[str, str]:
         """The prompts that the model was trained with, by name, such as `{"query": "query: "}`.
@@ -173,10 +277,9 @@ class Client:
         Raises:
             ServerError: as for `embed`.
         """
-        if self._known_prompts is None:
-            read = partial(self._transport.prompts, self._settings.model)
-            self._known_prompts = self._retried(read, time.sleep)
-        return dict(self._known_prompts)
+        if self._known_config is None:
+            self._known_config = self._config()
+        return dict(self._known_config.prompts)
 
     def ready(self) -> bool:
         """Whether the server and the model are ready. Asks once; unreachable is False."""
@@ -214,32 +317,58 @@ class Client:
             raise ClientClosed("this Client is closed: make a new one")
         return self._open_transport
 
-    def _prompt(self, prompt: str | None, prompt_name: str | None) -> str | None:
-        check_prompts(prompt, prompt_name)
-        if prompt_name is None:
-            return prompt
-        return prompt_named(prompt_name, self.prompts(), self._settings.model)
+    def _config(self) -> Config:
+        read = partial(self._transport.config, self._settings.model)
+        return self._retried(read, time.sleep)
+
+    def _prefix(self, options: Options) -> str | None:
+        known = self.prompts() if options.needs_prompts else {}
+        return options.prefix(known, self._settings.model)
+
+    def _ranges(self, options: Options) -> Vectors | None:
+        if options.needs_ranges and self._known_ranges is None:
+            self._known_ranges = self.info().ranges
+        return self._known_ranges
 
     def _embed(
-        self,
-        texts: str | Sequence[str],
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        dimensions: int | None = None,
-        normalize: bool = False,
-        progress: bool | None = None,
-    ) -> Vectors:
-        edge = vector_edge(dimensions, normalize)
-        encoded = encode_texts(texts, self._prompt(prompt, prompt_name))
+        self, texts: str | Sequence[str], options: Options, progress: bool | None = None
+    ) -> npt.NDArray[Any]:
+        prefix = self._prefix(options)
+        encoded = encode_texts(self._fitting(texts, prefix, options.truncate), prefix)
         requests = self._settings.embed_requests(encoded)
-        rows = Rows(requests, "embeddings", edge)
-        with (
-            progress_bar(encoded, requests, progress) as bar,
-            closing(self._answers(requests)) as answers,
-        ):
+        with progress_bar(encoded, requests, progress) as bar:
+            return self._gathered(requests, options, bar.update)
+
+    def _fitting(
+        self, texts: str | Sequence[str], prefix: str | None, truncate: Truncate
+    ) -> str | Sequence[str]:
+        """The texts, so that the model reads each to its end, or may cut it there."""
+        if truncate == "end":
+            return texts
+        counts = self.count_tokens(texts, prompt=prefix)
+        if truncate == "none":
+            check_lengths(counts.length.tolist(), counts.truncated.tolist())
+            return texts
+        shorter = [texts] if isinstance(texts, str) else list(texts)
+        for index in counts.truncated.nonzero()[0].tolist():
+            search = longest_end(shorter[index], int(counts.length[index]))
+            try:
+                candidates = next(search)
+                while True:
+                    too_long = self.count_tokens(candidates, prompt=prefix).truncated
+                    candidates = search.send(too_long.tolist())
+            except StopIteration as found:
+                shorter[index] = found.value
+        return shorter
+
+    def _gathered(
+        self, requests: list[Request], options: Options, done: Callable[[int], object]
+    ) -> npt.NDArray[Any]:
+        rows = Rows(requests, "embeddings", options.edge(self._ranges(options)))
+        with closing(self._answers(requests)) as answers:
             for index, answer in answers:
                 rows.put(index, answer)
-                bar.update(len(requests[index].texts))
+                done(len(requests[index]))
         if requests:
             return rows.gathered()
         width = partial(self._transport.width, self._settings.model)

@@ -4,6 +4,7 @@
     ArrowheadError                 catch this to catch them all
     ├── InvalidUrl                 the address cannot be read                 (also a ValueError)
     ├── InvalidInput               an argument cannot be sent                 (also a ValueError)
+    │   └── TextTooLong            the model would not read all of a text, and none may be cut
     ├── ClientClosed               the client was used after `close()`
     └── ServerError                the server, or the way to it; `.status` where one was received
         ├── InvalidRequest         the server refused this request: do not send it again
@@ -31,6 +32,10 @@ class InvalidUrl(ArrowheadError, ValueError):
 
 class InvalidInput(ArrowheadError, ValueError):
     """An argument is out of its range, or a text cannot be sent. Found before anything is sent."""
+
+
+class TextTooLong(InvalidInput):
+    """A text has more tokens than the model reads, and the caller did not ask to cut it."""
 
 
 class ClientClosed(ArrowheadError):

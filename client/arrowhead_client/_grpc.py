@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-import numpy as np
 import tritonclient.grpc as wire
 import tritonclient.grpc.aio as async_wire
 
 from arrowhead_client._errors import InvalidUrl, from_status, unexpected
+from arrowhead_client._info import Config
 from arrowhead_client._plan import Answer, Request
-from arrowhead_client._transports import AsyncTransport, Transport, embedding_width, prompts_in
+from arrowhead_client._transports import AsyncTransport, Transport, config_in, embedding_width
 from arrowhead_client._url import Endpoint, parse_url
 
 _CHANNEL_ARGS = [
@@ -57,11 +57,11 @@ class GrpcTransport(Transport):
             metadata = self._client.get_model_metadata(model, client_timeout=timeout_s)
         return embedding_width(_shapes(metadata), str(self._server), model)
 
-    def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
-        """See `Transport.prompts`."""
+    def config(self, model: str, timeout_s: float) -> Config:
+        """See `Transport.config`."""
         with _translated(self._server, timeout_s):
             answer = self._client.get_model_config(model, client_timeout=timeout_s)
-        return prompts_in(_parameters(answer))
+        return _config(answer.config)
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -100,11 +100,11 @@ class AsyncGrpcTransport(AsyncTransport):
             metadata = await self._connected().get_model_metadata(model, client_timeout=timeout_s)
         return embedding_width(_shapes(metadata), str(self._server), model)
 
-    async def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
-        """See `Transport.prompts`."""
+    async def config(self, model: str, timeout_s: float) -> Config:
+        """See `Transport.config`."""
         with _translated(self._server, timeout_s):
             answer = await self._connected().get_model_config(model, client_timeout=timeout_s)
-        return prompts_in(_parameters(answer))
+        return _config(answer.config)
 
     async def close(self) -> None:
         """See `Transport.close`."""
@@ -127,10 +127,16 @@ def _endpoint(url: str) -> Endpoint:
 
 
 def _call(request: Request) -> dict[str, Any]:
-    texts = np.array(request.texts, dtype=np.object_).reshape(-1, 1)  # [B, 1]
-    tensor = wire.InferInput("text", list(texts.shape), "BYTES").set_data_from_numpy(texts)
-    outputs = [wire.InferRequestedOutput(name) for name in request.outputs]
-    return {"model_name": request.model, "inputs": [tensor], "outputs": outputs}
+    inputs = [
+        wire.InferInput(name, list(array.shape), kind).set_data_from_numpy(array)
+        for name, kind, array in request.inputs()
+    ]
+    return {
+        "model_name": request.model,
+        "model_version": str(request.version or ""),
+        "inputs": inputs,
+        "outputs": [wire.InferRequestedOutput(name) for name in request.outputs],
+    }
 
 
 def _answer(request: Request, result: Any) -> Answer:
@@ -142,8 +148,10 @@ def _shapes(metadata: Any) -> dict[str, Any]:
     return {output.name: list(output.shape) for output in metadata.outputs}
 
 
-def _parameters(answer: Any) -> dict[str, str]:
-    return {key: value.string_value for key, value in answer.config.parameters.items()}
+def _config(config: Any) -> Config:
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    steps = [(step.model_name, step.model_version) for step in config.ensemble_scheduling.step]
+    return config_in(parameters, steps)
 
 
 @contextmanager

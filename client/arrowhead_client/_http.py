@@ -20,7 +20,6 @@ from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 import aiohttp
-import numpy as np
 import tritonclient.http as wire
 import tritonclient.http.aio as async_wire
 from urllib3 import BaseHTTPResponse, Timeout, connection_from_url
@@ -37,8 +36,9 @@ from arrowhead_client._errors import (
     unavailable,
     unexpected,
 )
+from arrowhead_client._info import Config
 from arrowhead_client._plan import Answer, Request
-from arrowhead_client._transports import AsyncTransport, Transport, embedding_width, prompts_in
+from arrowhead_client._transports import AsyncTransport, Transport, config_in, embedding_width
 from arrowhead_client._url import Endpoint, parse_url
 
 T = TypeVar("T")
@@ -80,11 +80,13 @@ class HttpTransport(Transport):
     def infer(self, request: Request, timeout_s: float) -> Answer:
         """See `Transport.infer`."""
         call = _call(request, self._binary)
-        path = f"/v2/models/{quote(call.pop('model_name'), safe='')}/infer"
+        path = f"/v2/models/{quote(call.pop('model_name'), safe='')}"
+        if version := call.pop("model_version"):
+            path += f"/versions/{version}"
         body, head_size = wire.InferenceServerClient.generate_request_body(**call)
         headers = {} if head_size is None else {_HEAD_SIZE: str(head_size)}
         with _translated(self._server, timeout_s):
-            response, content = self._exchange("POST", path, timeout_s, body, headers)
+            response, content = self._exchange("POST", f"{path}/infer", timeout_s, body, headers)
             self._check(response, content, timeout_s)
             result = wire.InferenceServerClient.parse_response_body(
                 content, header_length=response.headers.get(_HEAD_SIZE)
@@ -105,11 +107,10 @@ class HttpTransport(Transport):
             shapes = _shapes(self._get(f"/v2/models/{quote(model, safe='')}", timeout_s))
         return embedding_width(shapes, str(self._server), model)
 
-    def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
-        """See `Transport.prompts`."""
+    def config(self, model: str, timeout_s: float) -> Config:
+        """See `Transport.config`."""
         with _translated(self._server, timeout_s):
-            config = self._get(f"/v2/models/{quote(model, safe='')}/config", timeout_s)
-            return prompts_in(_parameters(config))
+            return _config(self._get(f"/v2/models/{quote(model, safe='')}/config", timeout_s))
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -193,13 +194,13 @@ class AsyncHttpTransport(AsyncTransport):
         metadata = await self._send(timeout_s, lambda client: client.get_model_metadata(model))
         return embedding_width(_shapes(metadata), str(self._server), model)
 
-    async def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
-        """See `Transport.prompts`."""
+    async def config(self, model: str, timeout_s: float) -> Config:
+        """See `Transport.config`."""
 
-        async def prompts(client: Any) -> dict[str, str]:
-            return prompts_in(_parameters(await client.get_model_config(model)))
+        async def config(client: Any) -> Config:
+            return _config(await client.get_model_config(model))
 
-        return await self._send(timeout_s, prompts)
+        return await self._send(timeout_s, config)
 
     async def close(self) -> None:
         """See `Transport.close`."""
@@ -232,11 +233,17 @@ def _endpoint(url: str) -> Endpoint:
 
 
 def _call(request: Request, binary: bool) -> dict[str, Any]:
-    texts = np.array(request.texts, dtype=np.object_).reshape(-1, 1)  # [B, 1]
-    tensor = wire.InferInput("text", list(texts.shape), "BYTES")
-    tensor.set_data_from_numpy(texts, binary_data=binary)
+    inputs = [
+        wire.InferInput(name, list(array.shape), kind).set_data_from_numpy(array, binary)
+        for name, kind, array in request.inputs()
+    ]
     outputs = [wire.InferRequestedOutput(name, binary_data=binary) for name in request.outputs]
-    return {"model_name": request.model, "inputs": [tensor], "outputs": outputs}
+    return {
+        "model_name": request.model,
+        "model_version": str(request.version or ""),
+        "inputs": inputs,
+        "outputs": outputs,
+    }
 
 
 def _answer(request: Request, result: Any) -> Answer:
@@ -248,10 +255,14 @@ def _shapes(metadata: Any) -> dict[str, Any]:
     return {output["name"]: output["shape"] for output in metadata["outputs"]}
 
 
-def _parameters(config: Any) -> dict[str, str]:
+def _config(config: Any) -> Config:
     # dict(...): what is none is a TypeError or a ValueError, which `_translated` knows
     parameters = dict(dict(config).get("parameters", {}))
-    return {key: str(value["string_value"]) for key, value in parameters.items()}
+    steps = dict(config.get("ensemble_scheduling", {})).get("step", [])
+    return config_in(
+        {key: str(value["string_value"]) for key, value in parameters.items()},
+        [(str(step["model_name"]), int(step["model_version"])) for step in steps],
+    )
 
 
 @contextmanager

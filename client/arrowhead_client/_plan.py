@@ -11,16 +11,16 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from arrowhead_client._algebra import Vectors, in_candidate, normalize, truncate_dimensions
+from arrowhead_client._algebra import Vectors, in_candidate
 from arrowhead_client._errors import (
     InvalidInput,
     ModelNotFound,
@@ -28,6 +28,8 @@ from arrowhead_client._errors import (
     Unavailable,
     UnexpectedResponse,
 )
+from arrowhead_client._info import Config
+from arrowhead_client._options import Edge, check_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 MAX_BATCH_SIZE = 100  # the served model's max_batch_size: Triton refuses more
 CANDIDATE = "_candidate"  # what follows a model's name where its next version is on trial
+TOKEN_OUTPUTS = ("input_ids", "length", "truncated", "tokens", "offsets")
 BAR_FROM_REQUESTS = 8  # below this a progress bar is noise
 
 FIRST_DELAY_S, LAST_DELAY_S, JITTER = 0.1, 2.0, 0.25
@@ -42,23 +45,72 @@ FIRST_DELAY_S, LAST_DELAY_S, JITTER = 0.1, 2.0, 0.25
 # 5 s is survived.
 DEFAULT_RETRIES = 8
 
+T = TypeVar("T")
 Answer: TypeAlias = Mapping[str, npt.NDArray[Any]]
-Edge: TypeAlias = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One inference request: B texts to one model.
+    """One inference request: B texts, or the token ids of B texts, to one model.
 
     Attributes:
         model: the model's name on the server.
         texts: B texts, UTF-8; they become the input `text` BYTES [B, 1].
         outputs: the names of the outputs wanted.
+        ids: in place of texts, the ids of B texts; they become the inputs `input_ids` INT32 [B, S]
+            and `length` INT32 [B, 1].
+        version: of the model; 0 is the one that the server chooses.
     """
 
     model: str
     texts: tuple[bytes, ...]
     outputs: tuple[str, ...]
+    ids: tuple[npt.NDArray[np.int32], ...] = ()
+    version: int = 0
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.texts) or len(self.ids)
+
+    def inputs(self) -> list[tuple[str, str, npt.NDArray[Any]]]:
+        """Name, Triton's type and array of each input."""
+        if not self.ids:
+            texts = np.array(self.texts, dtype=np.object_).reshape(-1, 1)
+            return [("text", "BYTES", texts)]
+        length = np.array([[len(row)] for row in self.ids], np.int32)
+        input_ids = np.zeros((len(self.ids), int(length.max())), np.int32)
+        for row, values in zip(input_ids, self.ids, strict=True):
+            row[: len(values)] = values
+        return [("input_ids", "INT32", input_ids), ("length", "INT32", length)]
+
+
+class Token(NamedTuple):
+    """One token of a text.
+
+    Attributes:
+        id: the model's.
+        text: what of the text it stands for; of special tokens, their name.
+        special: whether it is not of the text: put there by the tokenizer.
+        start, stop: which characters of the text (the prompt in front counts); None if special.
+    """
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+class Tokenized(NamedTuple):
+    """What the model reads of a text.
+
+    Attributes:
+        tokens: in order.
+        truncated: whether the text has more.
+    """
+
+    tokens: list[Token]
+    truncated: bool
 
 
 class TokenCounts(NamedTuple):
@@ -128,7 +180,7 @@ class Settings:
             ("concurrency", 1, None),
             ("batch_size", 1, MAX_BATCH_SIZE),
         ):
-            _check_whole(name, getattr(self, name), low, high)
+            check_whole(name, getattr(self, name), low, high)
         if not isinstance(self.live, str) or not self.live:
             raise InvalidInput(f"model={self.live!r}: wanted the name of a served model")
         if not self.timeout_s > 0:
@@ -165,15 +217,45 @@ class Settings:
         """
         return self._split(f"{self.live}_tokenizer", texts, ("length", "truncated"))
 
+    def tokenize_requests(self, texts: Sequence[bytes]) -> list[Request]:
+        """The requests that tell the tokens of these texts, of the same model."""
+        return self._split(f"{self.live}_tokenizer", texts, TOKEN_OUTPUTS)
+
+    def id_requests(self, ids: Sequence[npt.NDArray[np.int32]], config: Config) -> list[Request]:
+        """The requests that embed texts by their ids: of the encoder, past the ensemble.
+
+        Raises:
+            InvalidInput: the model is none that has an encoder of its own.
+        """
+        if not config.version:
+            raise InvalidInput(f"model {self.model!r} takes no token ids: it names no encoder")
+        return [
+            Request(
+                f"{config.parts}_encoder", (), ("embeddings",), tuple(some), version=config.version
+            )
+            for some in _parts(ids, self.batch_size)
+        ]
+
+    def info_request(self, config: Config) -> Request:
+        """The request that asks the model's tokenizer what it is.
+
+        Raises:
+            InvalidInput: the model is none that has a tokenizer of its own.
+        """
+        if not config.version:
+            raise InvalidInput(f"model {self.model!r} is no model of ours")
+        return Request(f"{config.parts}_tokenizer", (b"",), ("info",), version=config.version)
+
     def attempts(self) -> Attempts:
         """A fresh retry budget, for one request."""
         return Attempts(self.timeout_s, self.retries)
 
     def _split(self, model: str, texts: Sequence[bytes], outputs: tuple[str, ...]) -> list[Request]:
-        return [
-            Request(model, tuple(texts[start : start + self.batch_size]), outputs)
-            for start in range(0, len(texts), self.batch_size)
-        ]
+        return [Request(model, tuple(some), outputs) for some in _parts(texts, self.batch_size)]
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 class Attempts:
@@ -219,8 +301,6 @@ def encode_texts(texts: str | Sequence[str], prompt: str | None = None) -> list[
     Raises:
         InvalidInput: something that is not a string, or a string that has no UTF-8; says which.
     """
-    if prompt is not None and not isinstance(prompt, str):
-        raise InvalidInput(f"prompt is {type(prompt).__name__}: wanted str or None")
     if isinstance(texts, str):
         texts = [texts]
     elif isinstance(texts, (bytes, bytearray, Mapping)) or not hasattr(texts, "__iter__"):
@@ -240,32 +320,24 @@ def encode_texts(texts: str | Sequence[str], prompt: str | None = None) -> list[
     return encoded
 
 
-def check_prompts(prompt: str | None, prompt_name: str | None) -> None:
-    """Refuses a prompt's text together with a name, before anything is sent.
+def encode_ids(input_ids: Sequence[Sequence[int]]) -> list[npt.NDArray[np.int32]]:
+    """The ids of each text, int32.
 
     Raises:
-        InvalidInput: both are given, or the name is no string.
+        InvalidInput: something that is no list of whole numbers of 32 bits; says which.
     """
-    if prompt_name is None:
-        return
-    if not isinstance(prompt_name, str):
-        raise InvalidInput(f"prompt_name is {type(prompt_name).__name__}: wanted str or None")
-    if prompt is not None:
-        raise InvalidInput(f"prompt={prompt!r} and prompt_name={prompt_name!r}: give one of them")
-
-
-def prompt_named(name: str, known: Mapping[str, str], model: str) -> str:
-    """The prompt of this name.
-
-    Raises:
-        InvalidInput: the model has no such prompt; lists those it has.
-    """
-    if name not in known:
-        names = ", ".join(map(repr, known)) or "none"
-        raise InvalidInput(
-            f"prompt_name={name!r}: model {model!r} knows {names}. prompt='...' takes any text."
-        )
-    return known[name]
+    encoded = []
+    for index, ids in enumerate(input_ids):
+        try:
+            row = np.asarray(ids)
+        except ValueError:  # lists of unequal lengths
+            row = np.empty(())
+        if row.ndim != 1 or not len(row) or row.dtype.kind not in "iu":
+            raise InvalidInput(f"input_ids[{index}] is {ids!r:.60}: wanted a list of token ids")
+        if row.min() < 0 or row.max() > np.iinfo(np.int32).max:
+            raise InvalidInput(f"input_ids[{index}] has ids out of range: wanted 0..2147483647")
+        encoded.append(row.astype(np.int32))
+    return encoded
 
 
 class Rows:
@@ -276,14 +348,14 @@ class Rows:
     Args:
         requests: all requests of the call, in the order of the texts.
         output: the name of the output to gather, [B, D] of each answer.
-        edge: what is done to an answer's rows before they are kept, such as `vector_edge(...)`.
+        edge: what is done to an answer's rows before they are kept, such as `Options.edge()`.
     """
 
     def __init__(self, requests: Sequence[Request], output: str, edge: Edge) -> None:
         self._requests = requests
         self._output = output
         self._edge = edge
-        self._starts = [0, *accumulate(len(request.texts) for request in requests)]
+        self._starts = [0, *accumulate(map(len, requests))]
         self._array: npt.NDArray[Any] | None = None
 
     def put(self, index: int, answer: Answer) -> None:
@@ -295,11 +367,11 @@ class Rows:
         """
         request = self._requests[index]
         rows = answer.get(self._output)
-        if rows is None or rows.ndim != 2 or len(rows) != len(request.texts):
+        if rows is None or rows.ndim != 2 or len(rows) != len(request):
             met = "nothing" if rows is None else str(list(rows.shape))
             raise UnexpectedResponse(
                 f"model {request.model!r} answered with {met} as {self._output!r}: wanted "
-                f"[{len(request.texts)}, D]. Is it a model that `arrowhead convert` made?"
+                f"[{len(request)}, D]. Is it a model that `arrowhead convert` made?"
             )
         rows = self._edge(rows)
         if self._array is None:
@@ -335,12 +407,38 @@ class TokenRows:
         return TokenCounts(self._length.gathered()[:, 0], self._truncated.gathered()[:, 0])
 
 
-def vector_edge(dimensions: int | None, unit_length: bool) -> Edge:
-    """What a call wants done to its vectors: cut, normalised, or only made float32."""
-    if dimensions is not None:
-        _check_whole("dimensions", dimensions, 1, None)
-        return partial(truncate_dimensions, dimensions=dimensions)
-    return normalize if unit_length else partial(np.asarray, dtype=np.float32)
+def tokens_of(request: Request, answer: Answer) -> list[Tokenized]:
+    """The tokens of a request's texts.
+
+    Raises:
+        UnexpectedResponse: an output is missing.
+    """
+    try:
+        ids, length, truncated, tokens, offsets = (answer[name] for name in TOKEN_OUTPUTS)
+    except KeyError as error:
+        raise UnexpectedResponse(
+            f"model {request.model!r} has no output {error}: convert it again"
+        ) from error
+    found = []
+    for row, raw in enumerate(request.texts):
+        text, some = raw.decode(), []
+        for place in range(int(length[row, 0])):
+            start, stop = map(int, offsets[row, place])
+            special = start < 0
+            name = tokens[row, place]
+            some.append(
+                Token(
+                    int(ids[row, place]),
+                    (name if isinstance(name, str) else name.decode())
+                    if special
+                    else text[start:stop],
+                    special,
+                    None if special else start,
+                    None if special else stop,
+                )
+            )
+        found.append(Tokenized(some, bool(truncated[row, 0])))
+    return found
 
 
 def to_arrow(vectors: Vectors) -> pa.FixedSizeListArray:
@@ -362,10 +460,3 @@ def progress_bar(
         sys.stderr.isatty() and len(requests) >= BAR_FROM_REQUESTS if progress is None else progress
     )
     return tqdm(total=len(texts), unit="text", disable=not shown, leave=progress is True)
-
-
-def _check_whole(name: str, value: object, low: int, high: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise InvalidInput(f"{name}={value!r}: wanted a whole number")
-    if value < low or (high is not None and value > high):
-        raise InvalidInput(f"{name}={value}: wanted {low}.." + ("" if high is None else str(high)))

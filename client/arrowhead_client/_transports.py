@@ -11,16 +11,19 @@ nothing but this package's errors. The network's modules are imported when a url
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from arrowhead_client._errors import UnexpectedResponse
+from arrowhead_client._info import Config
 from arrowhead_client._plan import Answer, Request
 from arrowhead_client._url import parse_url
 
@@ -54,8 +57,8 @@ class Transport(ABC):
         """D, from the model's metadata; may raise as `infer` does."""
 
     @abstractmethod
-    def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
-        """The model's prompts by name, from its configuration; may raise as `infer` does."""
+    def config(self, model: str, timeout_s: float) -> Config:
+        """What the model's configuration says; may raise as `infer` does."""
 
     @abstractmethod
     def close(self) -> None:
@@ -110,8 +113,8 @@ class AsyncTransport(ABC):
         """See `Transport.width`."""
 
     @abstractmethod
-    async def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
-        """See `Transport.prompts`."""
+    async def config(self, model: str, timeout_s: float) -> Config:
+        """See `Transport.config`."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -150,10 +153,11 @@ class FakeTransport(Transport):
         dimension: D.
         answer: answers instead, given the request; may raise, as a server would fail.
         prompts: the model's prompts by name.
+        fingerprint: of the space of its vectors.
 
     Attributes:
         requests: what was asked so far, in order.
-        prompts_read: how often the prompts were asked for.
+        configs_read: how often the configuration was asked for.
     """
 
     def __init__(
@@ -162,10 +166,12 @@ class FakeTransport(Transport):
         *,
         answer: Callable[[Request], Answer] | None = None,
         prompts: Mapping[str, str] | None = None,
+        fingerprint: str = "0" * 32,
     ) -> None:
         self.dimension = dimension
-        self.prompts_read = 0
+        self.configs_read = 0
         self._prompts = dict(prompts or {})
+        self._fingerprint = fingerprint
         self.requests: list[Request] = []
         self.closed = False
         self._answer = answer
@@ -183,22 +189,38 @@ class FakeTransport(Transport):
         """The `dimension` it was made with."""
         return self.dimension
 
-    def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
-        """The `prompts` it was made with."""
-        self.prompts_read += 1
-        return dict(self._prompts)
+    def config(self, model: str, timeout_s: float) -> Config:
+        """The `prompts` it was made with, and version 1."""
+        self.configs_read += 1
+        return Config(dict(self._prompts), model, 1)
 
     def close(self) -> None:
         """Remembers that it was closed."""
         self.closed = True
 
     def _made_up(self, request: Request) -> Answer:
+        if request.ids:
+            vectors = [_vector(ids.tobytes(), self.dimension) for ids in request.ids]
+            return {"embeddings": np.stack(vectors)}
+        if request.outputs == ("info",):
+            return {"info": np.array([[self._info()]], np.object_)}
         words = np.array([[len(text.split())] for text in request.texts], np.int32)
         return {
             "embeddings": np.stack([_vector(text, self.dimension) for text in request.texts]),
             "length": np.minimum(words, 256),
             "truncated": words > 256,
         }
+
+    def _info(self) -> bytes:
+        ranges = np.array([[-1.0], [1.0]], "<f4").repeat(self.dimension, axis=1)
+        told: dict[str, Any] = {
+            "dimension": self.dimension,
+            "max_seq_length": 256,
+            "normalize": True,
+            "fingerprint": self._fingerprint,
+            "ranges": base64.b64encode(ranges.tobytes()).decode(),
+        }
+        return json.dumps(told).encode()
 
 
 class AsyncFakeTransport(AsyncTransport):
@@ -219,13 +241,32 @@ class AsyncFakeTransport(AsyncTransport):
         """See `FakeTransport.width`."""
         return self.fake.width(model, timeout_s)
 
-    async def prompts(self, model: str, timeout_s: float) -> dict[str, str]:
-        """See `FakeTransport.prompts`."""
-        return self.fake.prompts(model, timeout_s)
+    async def config(self, model: str, timeout_s: float) -> Config:
+        """See `FakeTransport.config`."""
+        return self.fake.config(model, timeout_s)
 
     async def close(self) -> None:
         """See `FakeTransport.close`."""
         self.fake.close()
+
+
+def config_in(parameters: Mapping[str, str], steps: Iterable[tuple[str, int]]) -> Config:
+    """What a model's configuration says.
+
+    Args:
+        parameters: its own; those called `prompt.<name>` are its prompts.
+        steps: name and version of each model that an ensemble chains.
+    """
+    prompts = {
+        key.removeprefix(PROMPT_PARAMETER): value
+        for key, value in parameters.items()
+        if key.startswith(PROMPT_PARAMETER)
+    }
+    for name, version in steps:
+        for ending in ("_tokenizer", "_encoder"):
+            if name.endswith(ending) and version > 0:
+                return Config(prompts, name.removesuffix(ending), version)
+    return Config(prompts)
 
 
 def embedding_width(shapes: dict[str, Sequence[int]], server: str, model: str) -> int:
@@ -237,15 +278,6 @@ def embedding_width(shapes: dict[str, Sequence[int]], server: str, model: str) -
             "Is it a model that `arrowhead convert` made?"
         )
     return int(shape[-1])
-
-
-def prompts_in(parameters: Mapping[str, str]) -> dict[str, str]:
-    """The prompts by name, from a model's parameters: those called `prompt.<name>`."""
-    return {
-        key.removeprefix(PROMPT_PARAMETER): value
-        for key, value in parameters.items()
-        if key.startswith(PROMPT_PARAMETER)
-    }
 
 
 def _vector(text: bytes, dimension: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from arrowhead_conversion import calibration
 from arrowhead_conversion.errors import NotFaithful, UnsupportedSource
 from arrowhead_conversion.pipeline import Described
 from arrowhead_conversion.weights import Storage
@@ -129,8 +130,9 @@ def certify(
             f"{model.folder}: a vector of the converted model is {uneven:.4f} times as long as "
             "sentence-transformers'"
         )
-    del engine
     probes = [rows[i] for i in PROBES]
+    ranges = calibration.ranges(engine, Tokenizer.parse(tokenizer, spec), met)
+    del engine
     half = Encoder(file, spec, device="cpu", dtype="bfloat16").embed(probes)
     return Certificate(
         worst_cosine=cosines[worst],
@@ -141,6 +143,7 @@ def certify(
         model_sha256=model_sha256({MODEL_KEY: spec.to_json()}),
         versions={name: version(name) for name in LIBRARIES},
         probes=tuple(Probe(tuple(rows[i].tolist()), met[i]) for i in PROBES),
+        ranges=ranges,
         bfloat16_cosine=min(cosine(met[i], b) for i, b in zip(PROBES, half, strict=True)),
     )
 

@@ -141,17 +141,12 @@ class Probe:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; the embedding as base64 of little-endian float32."""
-        raw = np.ascontiguousarray(self.embedding, dtype="<f4").tobytes()
-        return {
-            "input_ids": list(self.input_ids),
-            "embedding": base64.b64encode(raw).decode("ascii"),
-        }
+        return {"input_ids": list(self.input_ids), "embedding": _base64(self.embedding)}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Probe:
         """Inverse of `to_dict`."""
-        embedding = np.frombuffer(base64.b64decode(raw["embedding"]), dtype="<f4")
-        return cls(tuple(raw["input_ids"]), embedding)
+        return cls(tuple(raw["input_ids"]), _array(raw["embedding"]))
 
 
 @dataclass(frozen=True)
@@ -170,6 +165,9 @@ class Certificate:
         probes: a few texts' vectors, compared again whenever the model is loaded.
         bfloat16_cosine: lowest cosine over the probes between our engine in bfloat16 and in
             float32: what computing with fewer digits costs this model.
+        ranges: float32 [2, D], the ends of each component's range, from the calibration texts:
+            between them lie the steps of an embedding that is given out as int8. None in what an
+            older Arrowhead converted.
     """
 
     worst_cosine: float
@@ -181,6 +179,7 @@ class Certificate:
     versions: dict[str, str]
     probes: tuple[Probe, ...]
     bfloat16_cosine: float = 1.0
+    ranges: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         """Refuses a certificate that proves nothing.
@@ -194,9 +193,9 @@ class Certificate:
     def to_json(self) -> str:
         """The certificate as one JSON object."""
         raw = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return json.dumps(
-            {**raw, "probes": [probe.to_dict() for probe in self.probes]}, sort_keys=True
-        )
+        raw["probes"] = [probe.to_dict() for probe in self.probes]
+        raw["ranges"] = None if self.ranges is None else _base64(self.ranges)
+        return json.dumps(raw, sort_keys=True)
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Certificate:
@@ -205,11 +204,39 @@ class Certificate:
         Raises:
             UnsupportedModel: none there, or not one this version understands.
         """
-        return _read(
-            metadata,
-            CERTIFICATE_KEY,
-            lambda raw: cls(**{**raw, "probes": tuple(map(Probe.from_dict, raw["probes"]))}),
-        )
+
+        def build(raw: dict[str, Any]) -> Certificate:
+            ranges = raw.pop("ranges", None)
+            probes = tuple(map(Probe.from_dict, raw.pop("probes")))
+            return cls(
+                **raw,
+                probes=probes,
+                ranges=None if ranges is None else _array(ranges).reshape(2, -1),
+            )
+
+        return _read(metadata, CERTIFICATE_KEY, build)
+
+
+def info(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a served model tells of itself, JSON-ready (the client's `ModelInfo`).
+
+    Raises:
+        UnsupportedModel: the metadata is not one this version understands.
+    """
+    spec, proof = ModelSpec.from_metadata(metadata), Certificate.from_metadata(metadata)
+    space = (proof.weights_sha256, proof.tokenizer_sha256, proof.model_sha256)
+    told = json.loads(proof.to_json())
+    del told["probes"]
+    return {
+        "dimension": spec.dimension,
+        "max_seq_length": spec.max_seq_length,
+        "pooling": spec.pooling,
+        "normalize": spec.normalize,
+        "source": spec.source,
+        "fingerprint": hashlib.sha256("".join(space).encode()).hexdigest()[:32],
+        "ranges": told.pop("ranges"),
+        "certificate": told,
+    }
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -229,6 +256,15 @@ def write_metadata(path: Path, metadata: Mapping[str, str]) -> None:
     """Inverse of `read_metadata`, laid out for people."""
     objects = {key: json.loads(value) for key, value in metadata.items()}
     path.write_text(json.dumps(objects, indent=2) + "\n", encoding="utf-8")
+
+
+def _base64(array: npt.NDArray[np.float32]) -> str:
+    """Little-endian float32."""
+    return base64.b64encode(np.ascontiguousarray(array, dtype="<f4").tobytes()).decode("ascii")
+
+
+def _array(raw: str) -> npt.NDArray[np.float32]:
+    return np.frombuffer(base64.b64decode(raw), dtype="<f4")
 
 
 def _read(metadata: Mapping[str, str], key: str, build: Callable[[dict[str, Any]], T]) -> T:

@@ -38,6 +38,19 @@ class Tokens(NamedTuple):
     truncated: npt.NDArray[np.bool_]
 
 
+class Spans(NamedTuple):
+    """What each token of some texts stands for, padded like `Tokens`.
+
+    Attributes:
+        tokens: object [B, S], each token's own name in UTF-8.
+        offsets: int32 [B, S, 2], its first character in the text and the one after its last; -1 and
+            -1 of what is not of the caller's text: special tokens, a default prompt, padding.
+    """
+
+    tokens: npt.NDArray[np.object_]
+    offsets: npt.NDArray[np.int32]
+
+
 class Tokenizer:
     """A model's tokenizer, cutting texts at the model's limit. Safe to share between threads."""
 
@@ -123,6 +136,24 @@ class Tokenizer:
                 ids.append(row)
                 truncated.append(cut)
         return ids, truncated
+
+    def spans(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> Spans:
+        """What the tokens that `encode` gave for these texts stand for."""
+        longest = max(map(len, ids), default=0)
+        tokens = np.full((len(ids), longest), b"", np.object_)
+        offsets = np.full((len(ids), longest, 2), -1, np.int32)
+        most = MOST_CHARS_PER_TOKEN * self.max_seq_length
+        for row, text in enumerate(texts):
+            prompted = self._prompted(text) if self._default_prompt else text
+            ahead = len(prompted) - len(text)
+            encoding = self._tokenizer.encode(prompted[:most])
+            for place, (token, (start, stop), special) in enumerate(
+                zip(encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True)
+            ):
+                tokens[row, place] = token.encode()
+                if not special and start >= ahead:
+                    offsets[row, place] = start - ahead, stop - ahead
+        return Spans(tokens, offsets)
 
     def encode_bytes(self, values: Iterable[bytes]) -> tuple[list[list[int]], list[bool]]:
         """The same of texts in UTF-8.

@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from arrowhead_client import InvalidInput, cosine_similarity, normalize, truncate_dimensions
+from arrowhead_client import (
+    InvalidInput,
+    cosine_similarity,
+    dequantize,
+    normalize,
+    quantize,
+    truncate_dimensions,
+)
 
 floats = st.floats(-(2.0**100), 2.0**100, width=32)
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=8)
@@ -68,3 +77,54 @@ def test_what_is_no_vector(value: object) -> None:
 def test_widths_that_do_not_fit(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     with pytest.raises(InvalidInput, match="cannot compare"):
         cosine_similarity(np.ones(a), np.ones(b))
+
+
+ranges = st.floats(-100, 100, width=32)
+
+
+@given(st.data(), st.sampled_from(["int8", "uint8"]))
+def test_a_code_is_the_nearest_of_256_steps(data: st.DataObject, precision: Any) -> None:
+    width = data.draw(st.integers(1, 6))
+    rows = hnp.arrays(np.float32, (3, width), elements=ranges)
+    low, high = np.sort([data.draw(rows)[0], data.draw(rows)[1]], axis=0)
+    vectors = data.draw(rows)
+    codes = quantize(vectors, precision, [low, high])
+    assert (codes.shape, codes.dtype) == (vectors.shape, np.dtype(precision))
+    back = dequantize(codes, precision, [low, high])
+    step = np.where(high > low, (high - low) / 255, 1)
+    within = np.clip(vectors, low, low + 255 * step)
+    assert (abs(back - within) <= step / 2 + 1e-4).all()
+
+
+def test_codes_are_those_of_sentence_transformers() -> None:
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    vectors = np.random.default_rng(0).standard_normal((20, 24)).astype(np.float32)
+    found = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
+    for precision in ("int8", "uint8"):
+        theirs = quantize_embeddings(vectors, precision, ranges=found).astype(int)
+        # They cut a code's fraction off, which we round: half a step nearer.
+        assert set(np.unique(quantize(vectors, precision, found) - theirs)) <= {0, 1}
+    for precision in ("binary", "ubinary"):
+        theirs = quantize_embeddings(vectors, precision)
+        np.testing.assert_array_equal(quantize(vectors, precision), theirs)
+        assert quantize(vectors, precision).dtype == theirs.dtype
+
+
+def test_bits_come_back_as_signs_and_a_cut_keeps_its_components_codes() -> None:
+    vectors = np.array([[0.5, -0.5, 0.0, 2, -1, 1, 1, -3]], np.float32)
+    for precision in ("binary", "ubinary"):
+        signs = dequantize(quantize(vectors, precision), precision)
+        assert signs.tolist() == [[1, -1, -1, 1, -1, 1, 1, -1]]
+    found = np.stack([np.full(8, -4.0), np.full(8, 4.0)])
+    short = quantize(vectors, "int8", found, dimensions=3)
+    np.testing.assert_array_equal(short, quantize(vectors, "int8", found)[:, :3])
+    np.testing.assert_allclose(dequantize(short, "int8", found), vectors[:, :3], atol=0.02)
+
+
+@pytest.mark.parametrize("found", [None, np.ones((2, 3)), np.ones((1, 4)), np.ones(4)])
+def test_ranges_that_are_not_the_vectors(found: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"no ranges|wanted \(2, 4\)"):
+        quantize(np.ones((1, 4)), "uint8", found)
+    with pytest.raises(InvalidInput, match=r"wanted 1\.\.4"):
+        quantize(np.ones((1, 4)), "binary", dimensions=5)

@@ -115,18 +115,18 @@ async def test_prompts_are_read_once_and_only_when_wanted() -> None:
     fake = FakeTransport(prompts=PROMPTS)
     with Client(transport=fake) as client:
         client.embed("a", prompt="query: ")
-        assert fake.prompts_read == 0
+        assert fake.configs_read == 0
         client.embed("a", prompt_name="query")
         client.prompts().clear()  # a caller's copy
         client.embed("a", prompt_name="passage")
-        assert fake.prompts_read == 1
+        assert fake.configs_read == 1
     async with AsyncClient(transport=AsyncFakeTransport(fake)) as async_client:
         await async_client.embed("a", prompt="query: ")
-        assert fake.prompts_read == 1
+        assert fake.configs_read == 1
         await async_client.embed("a", prompt_name="query")
         (await async_client.prompts()).clear()
         await async_client.embed("a", prompt_name="passage")
-        assert fake.prompts_read == 2
+        assert fake.configs_read == 2
 
 
 def test_dimensions_and_normalize_are_the_algebra(call: Call) -> None:
@@ -372,11 +372,12 @@ def test_urls_that_are_none(url: Any) -> None:
 def test_public_names_are_these() -> None:
     assert arrowhead_client.__all__ == [
         "ArrowheadError", "AsyncClient", "AsyncFakeTransport", "AsyncGrpcTransport",
-        "AsyncHttpTransport", "AsyncTransport", "Client", "ClientClosed", "Experiment",
+        "AsyncHttpTransport", "AsyncTransport", "Client", "ClientClosed", "Config", "Experiment",
         "FakeTransport", "GrpcTransport", "HttpTransport", "InvalidInput", "InvalidRequest",
-        "InvalidUrl", "ModelNotFound", "Request", "ServerError", "TimedOut", "TokenCounts",
-        "Transport", "Unavailable", "UnexpectedResponse", "cosine_similarity", "in_candidate",
-        "normalize", "truncate_dimensions",
+        "InvalidUrl", "ModelInfo", "ModelNotFound", "Options", "Request", "ServerError",
+        "TextTooLong", "TimedOut", "Token", "TokenCounts", "Tokenized", "Transport", "Unavailable",
+        "UnexpectedResponse", "cosine_similarity", "dequantize", "in_candidate", "normalize",
+        "quantize", "truncate_dimensions",
     ]  # fmt: skip
     assert all(getattr(arrowhead_client, name) is not None for name in arrowhead_client.__all__)
     assert not hasattr(arrowhead_client, "nothing")
@@ -385,7 +386,7 @@ def test_public_names_are_these() -> None:
 def test_all_errors_are_in_the_tree() -> None:
     errors = [getattr(arrowhead_client, name) for name in arrowhead_client.__all__]
     errors = [e for e in errors if isinstance(e, type) and issubclass(e, Exception)]
-    assert len(errors) == 10
+    assert len(errors) == 11
     assert all(issubclass(error, ArrowheadError) and error.exit_code == 1 for error in errors)
 
 

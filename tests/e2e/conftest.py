@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,26 @@ TEXTS = [
 @pytest.fixture(scope="session")
 def server(minilm_repository: Path) -> Iterator[Server]:
     with running_server(minilm_repository) as server:
+        yield server
+
+
+# Added to minilm's configuration, as its owner may.
+PARAMETERS = """
+parameters { key: "prompt.query" value { string_value: "query: " } }
+parameters { key: "prompt.quoted \\"ß\\"" value { string_value: "two\\nlines: " } }
+parameters { key: "prompt.nothing" value { string_value: "" } }
+parameters { key: "another" value { string_value: "not a prompt" } }
+"""
+
+
+@pytest.fixture(scope="session")
+def prompted(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """MiniLM, given prompts it was not trained with."""
+    repository = tmp_path_factory.mktemp("prompted") / "model_repository"
+    shutil.copytree(minilm_repository, repository)
+    with (repository / "minilm" / "config.pbtxt").open("a", encoding="utf-8") as config:
+        config.write(PARAMETERS)
+    with running_server(repository) as server:
         yield server
 
 

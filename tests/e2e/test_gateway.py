@@ -106,7 +106,9 @@ def test_openai_dimensions_and_the_end_cut_when_asked(
         model="minilm", input=[texts[0], LONG], dimensions=96, extra_body={"truncate": "end"}
     )
     close(made.data[0].embedding, truncate_dimensions(wanted[:1], 96)[0])
-    assert [one.model_extra for one in made.data] == [{"truncated": False}, {"truncated": True}]
+    extra = [one.model_extra for one in made.data]
+    assert [one["truncated"] for one in extra] == [False, True]
+    assert [one["tokens"] for one in extra] == [9, 256]
     assert made.usage.total_tokens > 256
 
 
@@ -123,13 +125,20 @@ def test_more_texts_than_triton_takes_at_once(official: openai.OpenAI, client: C
         ({"input": LONG}, openai.BadRequestError, "text 0 has more than the 256 tokens"),
         ({"input": []}, openai.BadRequestError, "no texts"),
         ({"input": ["a"] * 2049}, openai.BadRequestError, "2048 at most"),
-        ({"input": [[1, 2]]}, openai.BadRequestError, "valid string"),
+        ({"input": [[1, 2], "a"]}, openai.BadRequestError, "valid string"),
+        ({"input": [[10**6]]}, openai.BadRequestError, "ids from 1000000 to 1000000; wanted 0 to"),
+        ({"input": [[]]}, openai.BadRequestError, "wanted a list of token ids"),
+        (
+            {"input": [[1]], "extra_body": {"input_type": "query"}},
+            openai.BadRequestError,
+            "token ids have no prompt",
+        ),
         ({"dimensions": 385}, openai.BadRequestError, r"wanted 1\.\.384"),
-        ({"dimensions": 0}, openai.BadRequestError, r"wanted 1\.\.384"),
+        ({"dimensions": 0}, openai.BadRequestError, r"dimensions=0: wanted 1\.\."),
         (
             {"extra_body": {"prompt_name": "q"}},
             openai.BadRequestError,
-            "no prompt 'q'; it has: ",
+            "prompt_name='q': model 'minilm' knows none",
         ),
         ({"extra_body": {"truncate": "x"}}, openai.BadRequestError, "truncate: Input should be"),
     ],
@@ -151,7 +160,10 @@ def test_openai_errors(
         ("/embed", {"inputs": ["a"] * 2049}, 413, "2048 at most"),
         ("/embed", {"inputs": []}, 422, "no texts"),
         ("/embed", {}, 422, "inputs: Field required"),
-        ("/embed", {"inputs": "a", "truncation_direction": "Left"}, 422, "at the right only"),
+        ("/embed", {"inputs": "a", "truncation_direction": "Up"}, 422, "truncation_direction"),
+        ("/embed", {"inputs": "a", "output_dtype": "int4"}, 422, "output_dtype: Input should be"),
+        ("/tokenize", {"inputs": LONG}, 413, "text 0 has more than the 256 tokens"),
+        ("/tokenize", {"inputs": ["a"] * 2049}, 413, "2048 at most"),
         ("/similarity", {"inputs": "a"}, 422, "inputs"),
         ("/embed", {"inputs": "\ud800"}, 422, ""),
     ],
@@ -202,7 +214,10 @@ def test_health_readiness_info_and_pages(ask: httpx.Client) -> None:
     assert ask.get("/ready").status_code == 200
     facts = ask.get("/info").json()
     assert (facts["model_id"], facts["dimension"], facts["prompts"]) == ("minilm", 384, {})
-    assert {"/embed", "/similarity", "/v1/embeddings"} <= set(
+    assert (facts["max_input_length"], facts["max_client_batch_size"]) == (256, 2048)
+    assert facts["certificate"]["worst_cosine"] > 0.99999
+    assert facts["output_dtypes"] == ["float", "int8", "uint8", "binary", "ubinary"]
+    assert {"/embed", "/similarity", "/tokenize", "/v1/embeddings"} <= set(
         ask.get("/openapi.json").json()["paths"]
     )
     assert "swagger" in ask.get("/docs").text.lower()

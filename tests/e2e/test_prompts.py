@@ -4,34 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from arrowhead_client import AsyncClient, Client, InvalidInput
-from arrowhead_server.supervisor import Server, running_server
+from arrowhead_server.supervisor import Server
 
-PARAMETERS = """
-parameters { key: "prompt.query" value { string_value: "query: " } }
-parameters { key: "prompt.quoted \\"ß\\"" value { string_value: "two\\nlines: " } }
-parameters { key: "prompt.nothing" value { string_value: "" } }
-parameters { key: "another" value { string_value: "not a prompt" } }
-"""
 PROMPTS = {"query": "query: ", 'quoted "ß"': "two\nlines: ", "nothing": ""}
-
-
-@pytest.fixture(scope="module")
-def prompted(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """MiniLM, given prompts it was not trained with."""
-    repository = tmp_path_factory.mktemp("prompted") / "model_repository"
-    shutil.copytree(minilm_repository, repository)
-    with (repository / "minilm" / "config.pbtxt").open("a", encoding="utf-8") as config:
-        config.write(PARAMETERS)
-    with running_server(repository) as server:
-        yield server
 
 
 @pytest.mark.parametrize("protocol", ["grpc_url", "http_url"])

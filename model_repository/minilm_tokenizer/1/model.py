@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""text -> input_ids, length, truncated. Decodes requests, calls the engine, encodes answers."""
+"""text -> input_ids, length, truncated; tokens, offsets and info for who asks for them.
+
+Decodes requests, calls the engine, encodes answers.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from arrowhead_engine.errors import InvalidInput
+from arrowhead_engine.spec import info, read_metadata
 from arrowhead_engine.tokenizer import Tokenizer, utf8
 
 
@@ -16,9 +22,9 @@ class TritonPythonModel:
     """Texts of all requests in a batch are tokenized in one call."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.tokenizer = Tokenizer.open(
-            Path(args["model_repository"]).resolve() / args["model_version"]
-        )
+        folder = Path(args["model_repository"]).resolve() / args["model_version"]
+        self.tokenizer = Tokenizer.open(folder)
+        self.info = json.dumps(info(read_metadata(folder / "metadata.json"))).encode()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         texts: list[str] = []
@@ -36,14 +42,21 @@ class TritonPythonModel:
         return [
             _error(part)
             if isinstance(part, InvalidInput)
-            else self._answer(ids[part], truncated[part])
-            for part in parts
+            else self._answer(request, texts[part], ids[part], truncated[part])
+            for request, part in zip(requests, parts, strict=True)
         ]
 
-    def _answer(self, ids: list[list[int]], truncated: list[bool]) -> Any:
-        tokens = self.tokenizer.pad(ids, truncated)
+    def _answer(
+        self, request: Any, texts: list[str], ids: list[list[int]], truncated: list[bool]
+    ) -> Any:
+        outputs: dict[str, Any] = self.tokenizer.pad(ids, truncated)._asdict()
+        wanted = request.requested_output_names()  # an ensemble's are those that it maps
+        if "offsets" in wanted or "tokens" in wanted:
+            outputs |= self.tokenizer.spans(texts, ids)._asdict()
+        if "info" in wanted:
+            outputs["info"] = np.full((len(texts), 1), self.info, np.object_)
         return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, value) for name, value in tokens._asdict().items()]
+            [pb_utils.Tensor(name, outputs[name]) for name in wanted if name in outputs]
         )
 
 

@@ -1,95 +1,117 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be asked for besides texts, whatever the dialect, and how it is given."""
+"""What both dialects ask for, and how it is given: texts, or token ids, and `Options`."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from arrowhead_client import AsyncClient, InvalidInput, normalize, truncate_dimensions
+from arrowhead_client import AsyncClient, InvalidInput, ModelInfo, Options
+from arrowhead_client._options import check_lengths, longest_end
 from arrowhead_server.gateway.embedder import Embedded, Embedder
 
 MOST_TEXTS = 2048  # in a request, as OpenAI has it; Triton is asked in parts
-
-
-class TextTooLong(InvalidInput):
-    """A text has more tokens than the model reads, and the caller did not ask to cut it."""
+_INFO_S = 2.0  # for so long a model is what it said it is
 
 
 class TooManyTexts(InvalidInput):
     """More texts than a request may hold."""
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What a caller wants of each text.
+class Answer(NamedTuple):
+    """What came of a request's N texts.
 
     Attributes:
-        prompt_name: one of the model's prompts to put before it.
-        cut: whether a text that is too long is cut at its end; else it is an error.
-        unit_length: whether vectors are scaled to length 1, whatever the model does.
-        dimensions: how many components to keep, then scaled to length 1 again; None: all.
+        vectors: [N, D], as the options have them.
+        tokens: of each text, how many the model read.
+        truncated: of each text, whether it has more.
     """
 
-    prompt_name: str | None = None
-    cut: bool = False
-    unit_length: bool = False
-    dimensions: int | None = None
+    vectors: npt.NDArray[Any]
+    tokens: list[int]
+    truncated: list[bool]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Asking:
     """The model as both dialects ask it."""
 
     client: AsyncClient
     embedder: Embedder
     most_texts: int = MOST_TEXTS
+    _info: tuple[float, ModelInfo] | None = field(default=None, init=False)
 
-    async def embed(
-        self, texts: Sequence[str], wish: Wish
-    ) -> tuple[npt.NDArray[np.float32], list[Embedded]]:
-        """Vectors float32 [N, D], and what else there is to say of each text.
+    async def info(self) -> ModelInfo:
+        """What the model says of itself, now or a moment ago."""
+        now = time.monotonic()
+        if self._info is None or now > self._info[0] + _INFO_S:
+            self._info = now, await self.client.info()
+        return self._info[1]
+
+    async def embed(self, inputs: Sequence[str] | Sequence[list[int]], options: Options) -> Answer:
+        """The vectors of texts, or of token ids, and what else there is to say of each.
 
         Raises:
             InvalidInput: a wish or text that cannot be fulfilled; says which.
             ServerError: Triton's fault.
         """
-        if not texts:
+        if not inputs:
             raise InvalidInput("no texts: wanted one at least")
-        if len(texts) > self.most_texts:
-            raise TooManyTexts(f"{len(texts)} texts: wanted {self.most_texts} at most a request")
+        if len(inputs) > self.most_texts:
+            raise TooManyTexts(f"{len(inputs)} texts: wanted {self.most_texts} at most a request")
+        if _are_texts(inputs):
+            embedded = await self._embed(inputs, options)
+            vectors = np.stack([one.vector for one in embedded])
+        else:
+            if options.needs_prompts:
+                raise InvalidInput("token ids have no prompt in front: send texts, or no prompt")
+            vectors = await self.client.embed_ids(inputs)  # type: ignore[arg-type]
+            embedded = [Embedded(vectors[0], len(ids), truncated=False) for ids in inputs]
+        edge = options.edge((await self.info()).ranges if options.needs_ranges else None)
+        tokens = [one.tokens for one in embedded]
+        return Answer(edge(vectors), tokens, [one.truncated for one in embedded])
+
+    async def prefix(self, options: Options) -> str:
+        """What the options put in front of each text."""
+        known = (await self.info()).prompts if options.needs_prompts else {}
+        return options.prefix(known, self.client.model) or ""
+
+    async def _embed(self, texts: Sequence[str], options: Options) -> list[Embedded]:
         for number, text in enumerate(texts):
             try:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise InvalidInput(f"text {number} has no UTF-8: {error.reason}") from error
-        prompt = await self._prompt(wish.prompt_name)
-        embedded = await self.embedder([prompt + text for text in texts])
-        if not wish.cut:
-            self._check_lengths(embedded)
-        vectors = np.stack([one.vector for one in embedded])
-        if wish.dimensions is not None:
-            vectors = truncate_dimensions(vectors, wish.dimensions)
-        elif wish.unit_length:
-            vectors = normalize(vectors)
-        return vectors, embedded
+        prefix = await self.prefix(options)
+        embedded = await self.embedder([prefix + text for text in texts])
+        if options.truncate == "none":
+            check_lengths([one.tokens for one in embedded], [one.truncated for one in embedded])
+        if options.truncate == "start":
+            ends = {
+                place: prefix + await self._end(texts[place], prefix, one.tokens)
+                for place, one in enumerate(embedded)
+                if one.truncated
+            }
+            for place, one in zip(ends, await self.embedder(list(ends.values())), strict=True):
+                embedded[place] = Embedded(one.vector, one.tokens, truncated=True)
+        return embedded
 
-    async def _prompt(self, name: str | None) -> str:
-        if name is None:
-            return ""
-        prompts = await self.client.prompts()
-        if name not in prompts:
-            known = ", ".join(sorted(prompts)) or "none"
-            raise InvalidInput(f"the model has no prompt {name!r}; it has: {known}")
-        return prompts[name]
+    async def _end(self, text: str, prefix: str, limit: int) -> str:
+        search = longest_end(text, limit)
+        try:
+            candidates = next(search)
+            while True:
+                counts = await self.client.count_tokens(candidates, prompt=prefix)
+                candidates = search.send(counts.truncated.tolist())
+        except StopIteration as found:
+            end: str = found.value
+            return end
 
-    def _check_lengths(self, embedded: Sequence[Embedded]) -> None:
-        for number, one in enumerate(embedded):
-            if one.truncated:
-                raise TextTooLong(
-                    f"text {number} has more than the {one.tokens} tokens that the model reads; "
-                    "shorten it, or ask to have it cut"
-                )
+
+def _are_texts(inputs: Sequence[str] | Sequence[list[int]]) -> TypeGuard[Sequence[str]]:
+    return isinstance(inputs[0], str)

@@ -10,10 +10,11 @@ from arrowhead_client import (
     InvalidInput,
     InvalidRequest,
     ModelNotFound,
+    TextTooLong,
     TimedOut,
     Unavailable,
 )
-from arrowhead_server.gateway.asking import TextTooLong, TooManyTexts
+from arrowhead_server.gateway.asking import TooManyTexts
 
 RETRY_AFTER_S = 1
 

@@ -1,58 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """The routes of OpenAI's API that embed texts, so that its clients work unchanged.
 
-Their schema is that of https://platform.openai.com/docs/api-reference/embeddings. In place of texts
-it also allows token ids: they are refused, being another tokenizer's.
+Their schema is that of https://platform.openai.com/docs/api-reference/embeddings. Token ids in
+place of texts are those of the model's own tokenizer.
 """
 
 from __future__ import annotations
 
 import base64
-import time
 from typing import Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from arrowhead_server.gateway.asking import Wish
 from arrowhead_server.gateway.failures import UnknownModel
-from arrowhead_server.gateway.web import Model, json
+from arrowhead_server.gateway.web import STARTED, Inputs, Model, Wanted, json, several
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
-_STARTED = int(time.time())
 
 
-class EmbeddingsRequest(BaseModel):
-    """Texts to embed. `prompt_name` and `truncate` are ours, extras to OpenAI's clients."""
+class EmbeddingsRequest(Wanted):
+    """Texts to embed. What OpenAI does not know are extras to its clients (`extra_body`)."""
 
-    input: str | list[str] = Field(description="A text, or several.", examples=["What is Triton?"])
+    input: Inputs = Field(
+        description="A text, or several; or a text's token ids, or several texts'.",
+        examples=["What is Triton?"],
+    )
     model: str = Field(description="The served model's name.", examples=["minilm"])
     encoding_format: Literal["float", "base64"] = Field(
-        default="float", description="base64: float32, lowest byte first."
-    )
-    dimensions: int | None = Field(
-        default=None, description="Keep so many components, then rescale."
+        default="float", description="base64: the numbers' bytes; of float32, the lowest first."
     )
     user: str | None = Field(default=None, description="Not looked at.")
-    prompt_name: str | None = Field(
-        default=None, description="A prompt of the model, put before each."
-    )
-    truncate: Literal["none", "end"] = Field(
-        default="none", description="Cut texts longer than the model reads; else they are an error."
+    truncate: Literal["none", "start", "end"] = Field(
+        default="none",
+        description="Where texts longer than the model reads are cut; none: they are an error.",
     )
 
 
 @router.post("/embeddings")
 async def embeddings(body: EmbeddingsRequest, model: Model) -> Response:
-    """A vector for each text."""
+    """A vector for each text, and how many tokens the model read of it."""
     if body.model != model.client.model:
         raise UnknownModel(f"no model {body.model!r} here; wanted {model.client.model!r}")
-    texts = [body.input] if isinstance(body.input, str) else body.input
-    wish = Wish(body.prompt_name, cut=body.truncate == "end", dimensions=body.dimensions)
-    vectors, embedded = await model.embed(texts, wish)
-    tokens = sum(one.tokens for one in embedded)
+    answer = await model.embed(several(body.input), body.options(truncate=body.truncate))
     base = body.encoding_format == "base64"
+    total = sum(answer.tokens)
     return json(
         {
             "object": "list",
@@ -61,12 +53,13 @@ async def embeddings(body: EmbeddingsRequest, model: Model) -> Response:
                     "object": "embedding",
                     "index": number,
                     "embedding": _base64(vector) if base else vector,
-                    "truncated": one.truncated,
+                    "tokens": tokens,
+                    "truncated": truncated,
                 }
-                for number, (vector, one) in enumerate(zip(vectors, embedded, strict=True))
+                for number, (vector, tokens, truncated) in enumerate(zip(*answer, strict=True))
             ],
             "model": model.client.model,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "usage": {"prompt_tokens": total, "total_tokens": total},
         }
     )
 
@@ -75,9 +68,9 @@ async def embeddings(body: EmbeddingsRequest, model: Model) -> Response:
 async def models(model: Model) -> dict[str, Any]:
     """The model behind this gateway, as a list of one."""
     name = model.client.model
-    one = {"id": name, "object": "model", "created": _STARTED, "owned_by": "arrowhead"}
+    one = {"id": name, "object": "model", "created": STARTED, "owned_by": "arrowhead"}
     return {"object": "list", "data": [one]}
 
 
-def _base64(vector: np.ndarray[Any, np.dtype[np.float32]]) -> str:
-    return base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode("ascii")
+def _base64(vector: Any) -> str:
+    return base64.b64encode(vector.astype(vector.dtype.newbyteorder("<")).tobytes()).decode("ascii")

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The routes of HuggingFace's text-embeddings-inference, so that its clients work unchanged.
 
-Their schema is that of https://huggingface.github.io/text-embeddings-inference. Differences: token
-ids in place of texts are refused, and a text that is too long can be cut at its end only.
+Their schema is that of https://huggingface.github.io/text-embeddings-inference. What TEI does not
+know is added beside it: fields with defaults in requests, headers in answers.
 """
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from arrowhead_client import InvalidInput, cosine_similarity
-from arrowhead_server.gateway.asking import Wish
-from arrowhead_server.gateway.web import Model, json
+from arrowhead_client import Options, cosine_similarity
+from arrowhead_client._options import check_lengths
+from arrowhead_server.gateway.asking import Answer, TooManyTexts
+from arrowhead_server.gateway.web import OUTPUT_DTYPES, Inputs, Model, Wanted, json, several
 
 router = APIRouter(tags=["text-embeddings-inference"])
 
@@ -26,27 +28,24 @@ class Cut(BaseModel):
         default=None, description="Cut them. Else they are an error (413)."
     )
     truncation_direction: Literal["Right", "Left", "right", "left"] = Field(
-        default="Right", description="Where they are cut: only at the right."
-    )
-    prompt_name: str | None = Field(
-        default=None, description="A prompt of the model, put before each."
+        default="Right", description="Which side is cut; the left one up to a word."
     )
 
-    def wish(self, **rest: Any) -> Wish:
-        """As `Asking` takes it."""
-        if self.truncation_direction.lower() == "left":
-            raise InvalidInput("truncation_direction 'Left': texts are cut at the right only")
-        return Wish(prompt_name=self.prompt_name, cut=bool(self.truncate), **rest)
+    def side(self) -> Literal["none", "start", "end"]:
+        """As the shared algebra says it."""
+        if not self.truncate:
+            return "none"
+        return "start" if self.truncation_direction.lower() == "left" else "end"
 
 
-class EmbedRequest(Cut):
+class EmbedRequest(Cut, Wanted):
     """Texts to embed."""
 
-    inputs: str | list[str] = Field(description="A text, or several.", examples=["What is Triton?"])
-    normalize: bool = Field(default=True, description="Scale vectors to length 1.")
-    dimensions: int | None = Field(
-        default=None, description="Keep so many components, then rescale."
+    inputs: Inputs = Field(
+        description="A text, or several; or a text's token ids, or several texts'.",
+        examples=["What is Triton?"],
     )
+    normalize: bool = Field(default=True, description="Scale vectors to length 1.")
 
 
 class Sentences(BaseModel):
@@ -56,40 +55,128 @@ class Sentences(BaseModel):
     sentences: list[str]
 
 
+class Sides(Cut):
+    """A prompt for both sides, or one for each."""
+
+    prompt_name: str | None = Field(default=None, description="A prompt put before every text.")
+    source_prompt_name: str | None = Field(
+        default=None, description="In place of it, the source sentence's prompt."
+    )
+    sentences_prompt_name: str | None = Field(
+        default=None, description="In place of it, the other sentences' prompt."
+    )
+    source_input_type: Literal["query", "document"] | None = Field(
+        default=None, description="What the source sentence is, for the model's own prompt."
+    )
+    sentences_input_type: Literal["query", "document"] | None = Field(
+        default=None, description="What the other sentences are."
+    )
+
+    def options(self) -> tuple[Options, Options]:
+        """Of the source sentence, and of the others."""
+        sides = (
+            (self.source_prompt_name, self.source_input_type),
+            (self.sentences_prompt_name, self.sentences_input_type),
+        )
+        source, sentences = (
+            Options(
+                prompt_name=name or (None if kind else self.prompt_name),
+                input_type=kind,
+                truncate=self.side(),
+            )
+            for name, kind in sides
+        )
+        return source, sentences
+
+
 class SimilarityRequest(BaseModel):
     """A text to compare with others."""
 
     inputs: Sentences
-    parameters: Cut | None = None
+    parameters: Sides | None = None
+
+
+class TokenizeRequest(BaseModel):
+    """Texts to tokenize."""
+
+    inputs: str | list[str] = Field(description="A text, or several.", examples=["a text"])
+    add_special_tokens: bool = Field(default=True, description="Tell the special tokens too.")
+    prompt_name: str | None = Field(
+        default=None, description="A prompt of the model, put before each text."
+    )
+    truncate: bool = Field(
+        default=False, description="Tell only what the model reads of a text; else it is an error."
+    )
 
 
 @router.post("/embed", response_model=list[list[float]])
 async def embed(body: EmbedRequest, model: Model) -> Response:
     """A vector for each text."""
-    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    wish = body.wish(unit_length=body.normalize, dimensions=body.dimensions)
-    vectors, _ = await model.embed(texts, wish)
-    return json(vectors)
+    options = body.options(truncate=body.side(), normalize=body.normalize)
+    answer = await model.embed(several(body.inputs), options)
+    return _with_counts(json(answer.vectors), answer)
 
 
 @router.post("/similarity", response_model=list[float])
 async def similarity(body: SimilarityRequest, model: Model) -> Response:
     """The cosine of a text with each of the others."""
-    wish = (body.parameters or Cut()).wish()
+    source, sentences = (body.parameters or Sides()).options()
     texts = [body.inputs.source_sentence, *body.inputs.sentences]
-    vectors, _ = await model.embed(texts, wish)
-    return json(cosine_similarity(vectors[0], vectors[1:])[0])
+    if source == sentences:
+        answer = await model.embed(texts, source)
+    else:
+        one, rest = await model.embed(texts[:1], source), await model.embed(texts[1:], sentences)
+        answer = Answer(
+            [*one.vectors, *rest.vectors],  # type: ignore[arg-type]
+            one.tokens + rest.tokens,
+            one.truncated + rest.truncated,
+        )
+    return _with_counts(json(cosine_similarity(answer.vectors[0], answer.vectors[1:])[0]), answer)
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, model: Model) -> list[list[dict[str, Any]]]:
+    """The tokens that the model reads of each text, and which characters they are."""
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    if len(texts) > model.most_texts:
+        raise TooManyTexts(f"{len(texts)} texts: wanted {model.most_texts} at most a request")
+    prefix = await model.prefix(Options(prompt_name=body.prompt_name))
+    found = await model.client.tokenize(texts, prompt=prefix)
+    if not body.truncate:
+        check_lengths([len(one.tokens) for one in found], [one.truncated for one in found])
+    return [
+        [t._asdict() for t in one.tokens if body.add_special_tokens or not t.special]
+        for one in found
+    ]
 
 
 @router.get("/info")
 async def info(model: Model) -> dict[str, Any]:
-    """What is served here."""
-    (one,) = await model.embedder(["dimension"])
+    """What is served here: TEI's fields, then ours."""
+    told = await model.info()
     return {
-        "model_id": model.client.model,
-        "model_type": {"embedding": {}},
-        "dimension": len(one.vector),
-        "prompts": await model.client.prompts(),
+        "model_id": told.name,  # not its source, which may be a folder of the server's
+        "model_sha": told.certificate.get("weights_sha256"),
+        "model_dtype": "float32",
+        "model_type": {"embedding": {"pooling": told.pooling}},
+        "max_input_length": told.max_seq_length,
         "max_client_batch_size": model.most_texts,
         "auto_truncate": False,
+        "version": version("arrowhead"),
+        "model_version": told.version,
+        "dimension": told.dimension,
+        "normalize": told.normalize,
+        "prompts": dict(told.prompts),
+        "output_dtypes": [
+            kind for kind in OUTPUT_DTYPES if told.ranges is not None or "int" not in kind
+        ],
+        "fingerprint": told.fingerprint,
+        "certificate": dict(told.certificate),
     }
+
+
+def _with_counts(response: Response, answer: Answer) -> Response:
+    """TEI's bodies have no place for them."""
+    response.headers["x-compute-tokens"] = str(sum(answer.tokens))
+    response.headers["x-truncated"] = str(sum(answer.truncated))
+    return response

@@ -1,14 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What routes of either dialect get and give: the model, and JSON."""
+"""What routes of either dialect get and give: the model, inputs, options, and JSON."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import time
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import orjson
 from fastapi import Depends, Request, Response
+from pydantic import BaseModel, Field, StrictInt
 
+from arrowhead_client import Options
 from arrowhead_server.gateway.asking import Asking
+
+# Ids are those of the model's own tokenizer, special tokens included.
+Inputs: TypeAlias = str | list[str] | list[StrictInt] | list[list[StrictInt]]
+OutputDtype: TypeAlias = Literal["float", "int8", "uint8", "binary", "ubinary"]
+OUTPUT_DTYPES: tuple[str, ...] = get_args(OutputDtype)
+STARTED = int(time.time())
+
+
+class Wanted(BaseModel):
+    """What may be wanted in either dialect, beside the texts."""
+
+    prompt_name: str | None = Field(
+        default=None, description="A prompt of the model, put before each text."
+    )
+    input_type: Literal["query", "document"] | None = Field(
+        default=None,
+        description="What the texts are: the model's prompt for such, if it has one, is put before "
+        "each.",
+    )
+    dimensions: int | None = Field(
+        default=None, description="Keep so many components, then rescale to length 1."
+    )
+    output_dtype: OutputDtype = Field(
+        default="float",
+        description="int8 and uint8: 256 steps between the ends of each component's range; binary "
+        "and ubinary: eight components a byte.",
+    )
+
+    def options(self, **rest: Any) -> Options:
+        """As the shared algebra takes it."""
+        return Options(
+            prompt_name=self.prompt_name,
+            input_type=self.input_type,
+            dimensions=self.dimensions,
+            precision="float32" if self.output_dtype == "float" else self.output_dtype,
+            **rest,
+        )
 
 
 def asking(request: Request) -> Asking:
@@ -18,6 +58,15 @@ def asking(request: Request) -> Asking:
 
 
 Model = Annotated[Asking, Depends(asking)]
+
+
+def several(inputs: Inputs) -> list[str] | list[list[int]]:
+    """The texts, or the ids of texts, also where one was given bare."""
+    if isinstance(inputs, str):
+        return [inputs]
+    if inputs and isinstance(inputs[0], int):
+        return [inputs]
+    return inputs  # type: ignore[return-value]
 
 
 def json(content: Any, status: int = 200) -> Response:
