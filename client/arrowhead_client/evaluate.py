@@ -12,8 +12,9 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import click
 import numpy as np
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from arrowhead_client import Client
 from arrowhead_client import measures as m
-from arrowhead_client._algebra import Vectors
+from arrowhead_client._algebra import Precision, Vectors, dequantize
 from arrowhead_client.commands import RETRIES, url_option
 from arrowhead_client.datasets import RetrievalSet, StsPairs
 
@@ -139,6 +140,14 @@ def _without(hits: m.Hits, own: Sequence[int | None]) -> m.Hits:
 @click.option("--query-prompt", help='Put in front of each query, such as "query: ".')
 @click.option("--document-prompt", help='Put in front of each document, such as "passage: ".')
 @click.option("--sts-prompt", help="Put in front of each sentence of --sts.")
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default="float32",
+    show_default=True,
+    help="Score vectors that were stored so, and read back.",
+)
+@click.option("--dimensions", type=int, help="Score vectors cut to so many components.")
 @url_option
 @click.option("--json", "as_json", is_flag=True, help="JSON in place of the table.")
 def evaluate(
@@ -148,6 +157,8 @@ def evaluate(
     query_prompt: str | None,
     document_prompt: str | None,
     sts_prompt: str | None,
+    precision: Precision,
+    dimensions: int | None,
     url: str,
     as_json: bool,
 ) -> None:
@@ -168,6 +179,7 @@ def evaluate(
       arrowhead evaluate minilm --sts stsb.csv --retrieval datasets/scifact --json > scores.json
       arrowhead evaluate e5 --retrieval datasets/scifact \\
           --query-prompt "query: " --document-prompt "passage: "
+      arrowhead evaluate minilm --sts stsb-en-test.csv --precision int8
     """  # noqa: D301 (click reads the character)
     if sts is None and retrieval is None:
         raise click.UsageError("nothing to score on: give --sts FILE, --retrieval DIR, or both")
@@ -176,27 +188,39 @@ def evaluate(
     data = RetrievalSet.read(retrieval) if retrieval else None
     scores = []
     with Client(url, model=name, retries=RETRIES) as client:
+        given = partial(_embedder, client, precision=precision, dimensions=dimensions)
         if pairs:
             with _bar("sentence pairs", 2 * len(pairs.scores)) as bar:
-                scores += score_sts(pairs, _embedder(client, sts_prompt, bar))
+                scores += score_sts(pairs, given(sts_prompt, bar))
         if data:
             with _bar("retrieval", len(data.queries) + len(data.documents)) as bar:
                 scores += score_retrieval(
                     data,
-                    _embedder(client, query_prompt, bar),
-                    _embedder(client, document_prompt, bar),
+                    given(query_prompt, bar),
+                    given(document_prompt, bar),
                 )
     click.echo(_json(name, scores) if as_json else _table(scores))
 
 
-def _embedder(client: Client, prompt: str | None, bar: tqdm[Any]) -> Embed:
-    """`client.embed`, in steps that the bar shows."""
+def _embedder(
+    client: Client,
+    prompt: str | None,
+    bar: tqdm[Any],
+    *,
+    precision: Precision,
+    dimensions: int | None,
+) -> Embed:
+    """`client.embed`, in steps that the bar shows; what has few bits, as they say it."""
+    ranges = client.info().ranges if precision in ("int8", "uint8") else None
 
     def embed(texts: Sequence[str]) -> Vectors:
         vectors = []
         for start in range(0, len(texts), _STEP):
             step = texts[start : start + _STEP]
-            vectors.append(client.embed(step, prompt=prompt, progress=False))
+            codes = client.embed(
+                step, prompt=prompt, precision=precision, dimensions=dimensions, progress=False
+            )
+            vectors.append(dequantize(codes, precision, ranges))
             bar.update(len(step))
         return np.concatenate(vectors)
 

@@ -70,3 +70,30 @@ def test_the_scores_are_those_of_sentence_transformers(
     # And the model does know something of both: vectors of noise would agree with themselves too.
     assert met["STS Spearman"] > 0.8
     assert 0.7 < met["nDCG@10"] < 1
+
+
+def test_vectors_of_fewer_bits_are_scored_as_they_are_stored(
+    server: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text(PAIRS)
+
+    def score(*options: str) -> float:
+        run = subprocess.run(
+            [
+                *(sys.executable, "-m", "arrowhead_client.cli", "evaluate", "minilm", "--json"),
+                *("--url", server.grpc_url, "--sts", str(file), *options),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        (row,) = json.loads(run.stdout)["scores"]
+        return float(row["value"])
+
+    whole = score()
+    assert score("--precision", "int8") == pytest.approx(whole, abs=2)
+    rough = score("--precision", "binary", "--dimensions", "64")
+    assert rough != pytest.approx(whole, abs=0.01)
+    assert rough > 50
