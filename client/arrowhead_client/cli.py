@@ -37,6 +37,7 @@ COMMANDS = {
     "gateway": Command(
         "arrowhead_server.gateway.command:gateway", "gateway", "Serve JSON over HTTP."
     ),
+    "info": Command("arrowhead_client.commands:info", None, "Tell what a served model is."),
     "inspect": Command("arrowhead_engine.inspect:inspect", "engine", "Look into a weight file."),
     "models": Command(
         "arrowhead_conversion.registry_commands:models", "convert", "List models and versions."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`arrowhead embed` and `arrowhead similarity`."""
+"""`arrowhead embed`, `arrowhead similarity` and `arrowhead info`."""
 
 from __future__ import annotations
 
@@ -138,6 +138,45 @@ def similarity(
     else:
         for text, score in ranked:
             click.echo(f"{score:7.4f}  {text}")
+
+
+@click.command()
+@click.argument("name", default="minilm")
+@url_option
+@click.option("--json", "as_json", is_flag=True, help="JSON in place of the list.")
+def info(name: str, url: str, as_json: bool) -> None:
+    """Tell what the served model NAME is: sizes, prompts, certificate.
+
+    \b
+    Examples:
+      arrowhead info
+      arrowhead info e5 --json
+    """  # noqa: D301
+    with Client(url, model=name, retries=RETRIES) as client:
+        told = client.info()
+    facts: dict[str, Any] = {
+        "model": told.name,
+        "version": told.version,
+        "dimension": told.dimension,
+        "max_seq_length": told.max_seq_length,
+        "pooling": told.pooling,
+        "normalize": told.normalize,
+        "prompts": dict(told.prompts),
+        "int8": "calibrated" if told.ranges is not None else "convert again",
+        "fingerprint": told.fingerprint,
+        "certificate": dict(told.certificate),
+    }
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    proof = facts.pop("certificate")
+    facts["certificate"] = (
+        f"cosine {proof['worst_cosine']:.7f} worst, {proof['mean_cosine']:.7f} mean over "
+        f"{proof['texts']} texts"
+    )
+    facts["prompts"] = ", ".join(f"{key}: {text!r}" for key, text in told.prompts.items()) or "none"
+    for key, value in facts.items():
+        click.echo(f"{key:<16}{value}")
 
 
 def _texts(arguments: Sequence[str], file: IO[bytes] | None) -> list[str]:

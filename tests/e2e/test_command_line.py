@@ -63,6 +63,18 @@ def test_similarity_ranks(server: Server) -> None:
     assert out.stdout.index("kitten") < out.stdout.index("stock")
 
 
+def test_info_tells_what_is_served(prompted: Server) -> None:
+    out = arrowhead("info", "minilm", "--url", prompted.grpc_url)
+    assert out.returncode == 0, out.stderr
+    told = dict(line.split(maxsplit=1) for line in out.stdout.splitlines())
+    assert (told["dimension"], told["max_seq_length"], told["pooling"]) == ("384", "256", "mean")
+    assert told["certificate"].startswith("cosine 0.99999")
+    assert "query: 'query: '" in told["prompts"]
+    out = arrowhead("info", "--json", "--url", prompted.http_url)
+    assert json.loads(out.stdout)["fingerprint"] == told["fingerprint"]
+    assert arrowhead("info", "another", "--url", prompted.grpc_url).returncode == 1
+
+
 def test_a_server_that_is_not_there() -> None:
     out = arrowhead("embed", "hello", "--url", "grpc://127.0.0.1:1")
     assert out.returncode == 1
