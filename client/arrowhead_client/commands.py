@@ -17,7 +17,7 @@ import numpy as np
 
 from arrowhead_client import Client
 from arrowhead_client._algebra import Vectors
-from arrowhead_client._plan import to_arrow
+from arrowhead_client._arrow import to_arrow
 from arrowhead_client._url import DEFAULT_URL
 
 F = TypeVar("F", bound=Callable[..., Any])
