@@ -6,6 +6,7 @@ pyarrow is imported when it is needed: it is heavy, and few calls want it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +24,8 @@ def is_arrow(texts: object) -> bool:
     return hasattr(texts, "__arrow_c_array__") or hasattr(texts, "__arrow_c_stream__")
 
 
-def pack_strings(texts: Any, prompt: str | None = None) -> PackedTexts:
-    """The strings of an Arrow array as Triton takes them, each with the prompt in front.
+def pack_strings(texts: Any, front: bytes = b"") -> PackedTexts:
+    """The strings of an Arrow array as Triton takes them, each with `front`, UTF-8, in front.
 
     Arrow's kernels copy all bytes once, into one buffer; no Python object is made for a text.
     (Strings that do not lie in one piece as 64-bit string arrays, such as chunks, are copied twice,
@@ -39,11 +40,11 @@ def pack_strings(texts: Any, prompt: str | None = None) -> PackedTexts:
     strings = _strings(texts).cast(pa.large_binary())  # of the same buffers
     if not len(strings):
         return PackedTexts(memoryview(b""), np.zeros(1, np.int64))
-    front = (prompt or "").encode()
     lengths = pc.add(pc.binary_length(strings), len(front)).to_numpy().astype("<u4")
     sizes = pa.Array.from_buffers(pa.binary(4), len(lengths), [None, pa.py_buffer(lengths)])
-    parts = [sizes.cast(pa.large_binary()), *([front] if front else []), strings]
-    joined = pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.large_binary()))
+    scalar = partial(pa.scalar, type=pa.large_binary())
+    parts = [sizes.cast(pa.large_binary()), *([scalar(front)] if front else []), strings]
+    joined = pc.binary_join_element_wise(*parts, scalar(b""))
     _, starts, raw = joined.buffers()
     return PackedTexts(memoryview(raw), np.frombuffer(starts, np.int64, len(joined) + 1))
 

@@ -324,7 +324,7 @@ def encode_texts(texts: Texts, prompt: str | None = None) -> Sequence[bytes]:
         InvalidInput: something that is not a string, or a string that has no UTF-8; says which.
     """
     if is_arrow(texts):
-        return pack_strings(texts, prompt)
+        return pack_strings(texts, encode_texts(prompt or "")[0])
     if isinstance(texts, str):
         texts = [texts]
     elif isinstance(texts, (bytes, bytearray, Mapping)) or not hasattr(texts, "__iter__"):
