@@ -4,6 +4,7 @@
     app.py       the FastAPI application: both dialects, health, metrics, a limit on requests
     tei.py       `/embed`, `/similarity`, `/info`, as HuggingFace's server (TEI) has them
     openai.py    `/v1/embeddings`, `/v1/models`, as OpenAI has them
+    page.py      the page at `/`, out of the folder page/
     web.py       what routes of either get and give: the model, and JSON
     asking.py    what both dialects ask for, and the edge algebra that gives it
     embedder.py  texts to vectors: remembered, and asked for once however many ask
