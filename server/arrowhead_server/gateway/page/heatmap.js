@@ -45,6 +45,9 @@ export function closest(similarity) {
 export const written = (value, digits = 2) =>
   value.toFixed(digits).replace(/^-(0\.?0*)$/, "$1").replace("-", "−");
 
+/** "1 text", "2 texts". */
+export const counted = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
+
 /** What is called with the numbers of the pair in focus, or with none, when it changes. */
 export function onPair(callback) {
   tell = callback;
@@ -82,7 +85,7 @@ function build() {
       return cell;
     });
     const text = element("span", { className: "text" });
-    const head = element("th", { scope: "row" }, element("b", {}, String(number)), text);
+    const head = element("th", { scope: "row" }, badge(number), text);
     body.append(element("tr", {}, head, ...row));
     return row;
   });
@@ -128,8 +131,7 @@ function changed() {
     element("p", {}, element("b", {}, written(similarity[row][column], 4)),
       ` ${[kind, whole].filter(Boolean).join(", ")}`),
     ...[...new Set(pair)].map((place) =>
-      element("p", { className: "text" }, element("span", { className: "number" },
-        String(numbers[place])), element("span", {}, texts[place]))),
+      element("p", { className: "text" }, badge(numbers[place]), element("span", {}, texts[place]))),
   );
 }
 
@@ -153,6 +155,8 @@ table.addEventListener("keydown", (event) => {
   cells.flat().forEach((cell) => (cell.tabIndex = cell === next ? 0 : -1));
   next.focus();
 });
+
+const badge = (number) => element("span", { className: "number" }, String(number));
 
 /** An element with properties and children; strings become text, never markup. */
 export function element(name, properties, ...children) {

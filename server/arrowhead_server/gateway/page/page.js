@@ -2,7 +2,7 @@
 // What the page knows, and how it follows what is typed.
 
 import { Refused, embed, info, tokenize, useKey } from "./gateway.js";
-import { cosines, element, onPair, pairs, show, written } from "./heatmap.js";
+import { cosines, counted, element, onPair, pairs, show, written } from "./heatmap.js";
 import { insert, know, replace, rows } from "./rows.js";
 
 const EXAMPLES = [
@@ -19,6 +19,7 @@ const at = (id) => document.getElementById(id);
 let facts = null; // `/info`
 let stale = false; // whether they may have changed
 const said = new Map(); // of each text (`Row.key`): vector, tokens, truncated; spans if asked for
+let compared = []; // what the map shows: number, text, vector
 let latest = ""; // how long the last call took
 let waiting = 0;
 let controller = new AbortController();
@@ -33,7 +34,8 @@ async function update() {
   try {
     if (!facts || stale) learn(await info(signal));
     // Vectors of another version of the model are not comparable: all are asked for again.
-    if (await ask(signal)) await ask(signal);
+    if ((await ask(signal)) && (await ask(signal)))
+      throw new Refused("The model became another one while it was asked, twice.", 0);
     await askForTokens(signal);
     if (signal.aborted) return;
     at("problem").hidden = true;
@@ -47,6 +49,7 @@ async function update() {
     at("keyform").hidden = error.status !== 401;
     at("problem").hidden = false;
     at("status").textContent = "Not up to date";
+    tellTokens();
   }
 }
 
@@ -64,7 +67,8 @@ async function ask(signal) {
   });
   const all = Promise.all(calls).then((found) => [found.flat(), performance.now() - began]);
   const [[found, took], now] = await Promise.all([all, info(signal)]);
-  latest = `${counted(found.length)} in ${took.toFixed(1)} ms`;
+  const tokens = found.reduce((sum, [, answer]) => sum + answer.tokens, 0);
+  latest = `${counted(found.length, "text")}, ${counted(tokens, "token")} in ${took.toFixed(1)} ms`;
   if (learn(now)) return true;
   for (const [key, answer] of found) said.set(key, answer);
   return false;
@@ -89,7 +93,8 @@ function learn(now) {
   know(facts.prompts);
   tellFacts();
   const slider = at("dimensions");
-  slider.max = slider.value = String(facts.dimension);
+  slider.max = String(facts.dimension);
+  slider.value = slider.max;
   slider.disabled = false;
   const powers = [];
   for (let power = 8; power < facts.dimension; power *= 2) powers.push(new Option("", power));
@@ -101,38 +106,46 @@ function learn(now) {
 function render() {
   const keys = new Set(rows.map((row) => row.key));
   for (const key of said.keys()) if (!keys.has(key)) said.delete(key);
-  for (const row of rows) row.tell(said.get(row.key));
-  at("map").removeAttribute("aria-busy");
+  tellTokens();
+  compared = filled().map((row) => ({
+    number: rows.indexOf(row) + 1,
+    text: row.text,
+    vector: said.get(row.key).vector,
+  }));
   compare();
-  const count = filled().length;
+  at("map").removeAttribute("aria-busy");
   at("status").textContent = latest;
-  at("nothing").hidden = count > 1;
-  at("compared").hidden = count < 2;
+  at("compared").hidden = compared.length < 2;
+  at("nothing").hidden = compared.length > 1;
 }
 
-/** Shows the similarities of what is known, in as many dimensions as are chosen. */
+/** Shows what is known of each text by itself. */
+function tellTokens() {
+  for (const row of rows) row.tell(said.get(row.key));
+}
+
+/** Shows the similarities, in as many dimensions as are chosen. */
 function compare() {
-  const known = filled().filter((row) => said.has(row.key));
-  const vectors = known.map((row) => said.get(row.key).vector);
+  const vectors = compared.map(({ vector }) => vector);
   const whole = facts.dimension;
   const kept = Number(at("dimensions").value);
   const full = cosines(vectors, whole);
   const similarity = kept < whole ? cosines(vectors, kept) : full;
   show({
-    numbers: known.map((row) => rows.indexOf(row) + 1),
-    texts: known.map((row) => row.text),
+    numbers: compared.map(({ number }) => number),
+    texts: compared.map(({ text }) => text),
     similarity,
     full: kept < whole ? full : null,
   });
   at("kept").textContent = `${kept} of ${whole}`;
   at("dimensions").setAttribute("aria-valuetext", `${kept} of ${whole}`);
-  const moves = [...pairs(known.length)].map(([i, j]) => Math.abs(similarity[i][j] - full[i][j]));
+  const moves = [...pairs(vectors.length)].map(([i, j]) => Math.abs(similarity[i][j] - full[i][j]));
   const mean = moves.reduce((sum, move) => sum + move, 0) / moves.length;
   at("moved").textContent =
     kept < whole && moves.length
       ? `Against all ${whole}, a similarity moves by ${written(mean)} on average, by ` +
         `${written(Math.max(...moves))} at most.`
-      : "Move it: vectors are cut to their first components and compared again, here.";
+      : "Cuts the vectors to their first components, and compares them again.";
 }
 
 /** Marks the texts of the pair in focus, by their numbers. */
@@ -150,8 +163,8 @@ function tellFacts() {
     Reads: [`${facts.max_input_length} tokens`, "of a text, special ones included"],
     Certificate: [certificate.worst_cosine?.toFixed(6) ?? "none",
       "worst cosine with sentence-transformers"],
-    Space: [facts.fingerprint.slice(0, 8), "fingerprint: only vectors of one space compare"],
-    Prompts: [Object.keys(facts.prompts).join(", ") || "none", "put in front of a text"],
+    Fingerprint: [facts.fingerprint.slice(0, 8), "only vectors of one space compare"],
+    Prompts: [Object.keys(facts.prompts).join(", ") || "none", "that it was trained with"],
   };
   const made = Object.entries(tiles).map(([name, [value, note]]) =>
     element("div", {}, element("dt", {}, name),
@@ -160,9 +173,10 @@ function tellFacts() {
 }
 
 const filled = () => rows.filter((row) => row.text.trim());
-const counted = (count) => (count === 1 ? "1 text" : `${count} texts`);
 
 at("texts").addEventListener("edited", () => {
+  controller.abort(); // what is under way is of the text before
+  at("map").setAttribute("aria-busy", "true");
   clearTimeout(waiting);
   waiting = setTimeout(update, PAUSE_MS);
 });

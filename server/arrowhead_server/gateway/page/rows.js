@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The list of texts: each with its number, its tokens and, where the model has some, its prompt.
 
-import { element } from "./heatmap.js";
+import { counted, element } from "./heatmap.js";
 
 const list = document.getElementById("texts");
 const note = document.getElementById("note");
@@ -65,8 +65,7 @@ export class Row {
     this.count.hidden = !said;
     this.truncated.hidden = !said?.truncated;
     this.element.classList.toggle("cut", Boolean(said?.truncated));
-    if (!said) this.#open(false);
-    else this.count.textContent = said.tokens === 1 ? "1 token" : `${said.tokens} tokens`;
+    if (said) this.count.textContent = counted(said.tokens, "token");
     this.tokens.hidden = !this.open || !said?.spans;
     if (!this.tokens.hidden) this.tokens.replaceChildren(...this.#pieces(said.spans));
   }
@@ -86,12 +85,8 @@ export class Row {
     this.element.dispatchEvent(new Event(name, { bubbles: true }));
   }
 
-  #open(open) {
-    this.count.setAttribute("aria-expanded", String(open));
-  }
-
   #toggle() {
-    this.#open(!this.open);
+    this.count.setAttribute("aria-expanded", String(!this.open));
     this.#fire("changed");
   }
 
