@@ -129,7 +129,7 @@ function changed() {
   const whole = full ? `${written(full[row][column], 4)} in all dimensions` : "";
   detail.replaceChildren(
     element("p", {}, element("b", {}, written(similarity[row][column], 4)),
-      ` ${[kind, whole].filter(Boolean).join(", ")}`),
+      ` ${["cosine", kind, whole].filter(Boolean).join(", ")}`),
     ...[...new Set(pair)].map((place) =>
       element("p", { className: "text" }, badge(numbers[place]), element("span", {}, texts[place]))),
   );
