@@ -61,7 +61,7 @@ class Watched:
         self.sent: list[Request] = []
         page.on("console", lambda told: self.complaints.append(f"{told.type}: {told.text}"))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", self.sent.append)
+        page.on("request", lambda one: self.sent.append(one))
 
     def open(self, url: str, texts: list[str] = TEXTS) -> Page:
         """The page with these texts, and what the gateway said of them."""
@@ -77,7 +77,6 @@ class Watched:
 
     def settled(self) -> None:
         """Waits until what is shown is of what is written."""
-        self.page.wait_for_timeout(1)  # `input` has been handled
         expect(self.page.locator("#map")).not_to_have_attribute("aria-busy", "true")
 
     def asked(self, path: str) -> list[Any]:
@@ -141,9 +140,7 @@ def test_the_first_view_is_of_examples(watched: Watched, url: str, ask: httpx.Cl
     expect(page.locator("#map td.same")).to_have_count(7)
     texts = page.locator("#texts textarea").evaluate_all("all => all.map((one) => one.value)")
     rounded(values(page), similarities(ask, texts))
-    expect(page.get_by_role("status").first).to_have_text(
-        re.compile(r"^7 texts, \d+ tokens in [\d.]+ ms$")
-    )
+    expect(page.locator("#status")).to_have_text(re.compile(r"^7 texts, \d+ tokens in [\d.]+ ms$"))
 
 
 def test_values_are_those_of_similarity(watched: Watched, url: str, ask: httpx.Client) -> None:
@@ -204,18 +201,15 @@ def test_a_call_is_dropped_when_its_text_is_edited_again(
 ) -> None:
     page = watched.open(url)
     held: list[Route] = []
-    dropped: list[Request] = []
-    page.on("requestfailed", dropped.append)
-    page.route("**/v1/embeddings", held.append)
+    page.route("**/v1/embeddings", lambda route: route.continue_() if held else held.append(route))
     with page.expect_request("**/v1/embeddings"):
         area(page, 1).fill("first")
-    page.unroute("**/v1/embeddings")
-    area(page, 1).fill("second")
+    with page.expect_event("requestfailed") as dropped:
+        area(page, 1).fill("second")
+    assert dropped.value.failure == "net::ERR_ABORTED"
     expect(page.locator("#map tbody th .text").first).to_have_text("second")
     watched.settled()
     rounded(values(page), similarities(ask, ["second", *TEXTS[1:]]))
-    assert [one.failure for one in dropped] == ["net::ERR_ABORTED"]
-    assert len(held) == 1
 
 
 def test_a_text_that_is_too_long_is_marked(watched: Watched, url: str, ask: httpx.Client) -> None:
@@ -258,7 +252,9 @@ def test_each_text_has_its_prompt(prompted: Server, watched: Watched) -> None:
     try:
         page = watched.open(url, TEXTS[:2])
         choice = page.get_by_role("combobox", name="Prompt of text 1")
-        assert choice.locator("option").all_inner_texts()[:2] == ["default", "query"]
+        names = choice.locator("option").all_inner_texts()
+        assert names[0] == "default"
+        assert {"query", 'quoted "ß"'} < set(names)
         choice.select_option("query")
         with httpx.Client(base_url=url, timeout=30) as ask:
             inputs = {"source_sentence": TEXTS[0], "sentences": [TEXTS[1]]}
@@ -384,7 +380,7 @@ def test_the_policy_refuses_scripts_and_markup_of_others(watched: Watched, url: 
         "fetch('http://127.0.0.1:9/').then(() => '', (error) => error.message)"
     ).startswith("Failed to fetch")
     told = "\n".join(watched.failures())
-    for directive in ("require-trusted-types-for", "script-src 'self'", "connect-src 'self'"):
+    for directive in ("requires 'TrustedHTML'", "script-src 'self'", "Fetch API cannot load"):
         assert directive in told
 
 
@@ -435,7 +431,7 @@ def test_it_fits_a_small_screen(watched: Watched, url: str) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     cell = page.locator("#map tbody td").first.bounding_box()
     assert cell is not None
-    assert cell["width"] >= 36  # the map scrolls within itself, its numbers stay readable
+    assert cell["width"] >= 34  # the map scrolls within itself, its numbers stay readable
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -446,7 +442,7 @@ def test_numbers_are_readable_on_every_colour(
     page = watched.open(url)
     contrasts = page.evaluate(
         """() => {
-            const pixel = new OffscreenCanvas(1, 1).getContext("2d");
+            const pixel = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
             const luminance = (colour) => {
                 pixel.fillStyle = colour;
                 pixel.fillRect(0, 0, 1, 1);

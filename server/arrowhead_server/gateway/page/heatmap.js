@@ -90,6 +90,7 @@ function build() {
     return row;
   });
   table.append(body);
+  table.style.setProperty("--count", String(count));
   table.classList.toggle("many", count > 8);
 }
 
