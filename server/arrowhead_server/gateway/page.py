@@ -38,7 +38,6 @@ _HEADERS = {
             "trusted-types 'none'",
         )
     ),
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }

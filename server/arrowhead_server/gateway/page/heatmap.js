@@ -8,8 +8,11 @@ const stretch = document.getElementById("stretch");
 
 let shown = { numbers: [], texts: [], similarity: [], full: null };
 let cells = []; // [N][N]
-let hovered = null, focused = null; // [row, column]
+let hovered = null; // [row, column]
+let focused = null; // likewise
 let tell = () => {};
+
+const badge = (number) => element("span", { className: "number" }, String(number));
 
 /**
  * The cosine of each vector with each, of their first components.
@@ -34,7 +37,7 @@ export function* pairs(count) {
 }
 
 /** The most similar pair, or null. */
-export function closest(similarity) {
+function closest(similarity) {
   let best = null;
   for (const [i, j] of pairs(similarity.length))
     if (!best || similarity[i][j] > similarity[best[0]][best[1]]) best = [i, j];
@@ -80,7 +83,11 @@ function build() {
       cell.append(element("span", { className: "value" }), element("small", {}));
       cell.classList.toggle("same", i === j);
       cell.addEventListener("pointerenter", () => changed((hovered = [i, j])));
-      cell.addEventListener("focus", () => changed((focused = [i, j])));
+      cell.addEventListener("focus", () => {
+        // One cell of the map is in the order of Tab: the one that was last in focus.
+        for (const other of cells.flat()) other.tabIndex = other === cell ? 0 : -1;
+        changed((focused = [i, j]));
+      });
       cell.addEventListener("blur", () => changed((focused = null)));
       return cell;
     });
@@ -128,12 +135,13 @@ function changed() {
   const { numbers, texts, similarity, full } = shown;
   const kind = row === column ? "the same text" : hovered || focused ? "" : "the closest pair";
   const whole = full ? `${written(full[row][column], 4)} in all dimensions` : "";
-  detail.replaceChildren(
-    element("p", {}, element("b", {}, written(similarity[row][column], 4)),
-      ` ${["cosine", kind, whole].filter(Boolean).join(", ")}`),
-    ...[...new Set(pair)].map((place) =>
-      element("p", { className: "text" }, badge(numbers[place]), element("span", {}, texts[place]))),
-  );
+  const value = element("b", {}, written(similarity[row][column], 4));
+  const told = ` ${["cosine", kind, whole].filter(Boolean).join(", ")}`;
+  const both = [...new Set(pair)].map((place) => {
+    const text = element("span", {}, texts[place]);
+    return element("p", { className: "text" }, badge(numbers[place]), text);
+  });
+  detail.replaceChildren(element("p", {}, value, told), ...both);
 }
 
 table.addEventListener("pointerleave", () => changed((hovered = null)));
@@ -153,11 +161,8 @@ table.addEventListener("keydown", (event) => {
   const next = move && cells[move[0]]?.[move[1]];
   if (!next) return;
   event.preventDefault();
-  cells.flat().forEach((cell) => (cell.tabIndex = cell === next ? 0 : -1));
   next.focus();
 });
-
-const badge = (number) => element("span", { className: "number" }, String(number));
 
 /** An element with properties and children; strings become text, never markup. */
 export function element(name, properties, ...children) {

@@ -62,10 +62,14 @@ async function ask(signal) {
       prompts.set(row.prompt, (prompts.get(row.prompt) ?? new Set()).add(row.text));
   if (!prompts.size) return false;
   const began = performance.now();
-  const calls = [...prompts].map(async ([prompt, texts]) => {
-    const answers = await embed([...texts], facts.model_id, prompt, signal);
-    return [...texts].map((text, i) => [JSON.stringify([prompt, text]), answers[i]]);
-  });
+  const call = async (prompt, texts) => {
+    const answers = await embed(texts, facts.model_id, prompt, signal);
+    return texts.map((text, i) => [JSON.stringify([prompt, text]), answers[i]]);
+  };
+  const calls = [];
+  for (const [prompt, texts] of prompts)
+    for (const some of parts([...texts], facts.max_client_batch_size))
+      calls.push(call(prompt, some));
   const all = Promise.all(calls).then((found) => [found.flat(), performance.now() - began]);
   const [[found, took], now] = await Promise.all([all, info(signal)]);
   const tokens = found.reduce((sum, [, answer]) => sum + answer.tokens, 0);
@@ -85,12 +89,12 @@ async function askForTokens(signal) {
   await Promise.all(asked);
 }
 
-/** Takes `/info`'s answer; whether vectors from before are of another model. */
+/** Takes `/info`'s answer; whether it is another than before. */
 function learn(now) {
-  const other = now.fingerprint !== facts?.fingerprint || now.model_id !== facts.model_id;
+  if (JSON.stringify(now) === JSON.stringify(facts)) return false;
   facts = now;
-  if (!other) return false;
   said.clear();
+  compared = [];
   know(facts.prompts);
   tellFacts();
   const slider = at("dimensions");
@@ -163,14 +167,20 @@ function tellFacts() {
       (facts.normalize ? ", length 1" : "")],
     Reads: [`${facts.max_input_length} tokens`, "of a text, special ones included"],
     Certificate: [certificate.worst_cosine?.toFixed(6) ?? "none",
-      "worst cosine with sentence-transformers"],
-    Fingerprint: [facts.fingerprint.slice(0, 8), "only vectors of one space compare"],
+      `worst cosine with sentence-transformers, of ${certificate.texts ?? 0} texts`],
+    Fingerprint: [facts.fingerprint.slice(0, 8), "only vectors of one space compare",
+      facts.fingerprint],
     Prompts: [Object.keys(facts.prompts).join(", ") || "none", "that it was trained with"],
   };
-  const made = Object.entries(tiles).map(([name, [value, note]]) =>
+  const made = Object.entries(tiles).map(([name, [value, note, title = ""]]) =>
     element("div", {}, element("dt", {}, name),
-      element("dd", {}, element("b", {}, value), element("small", {}, note))));
+      element("dd", {}, element("b", { title }, value), element("small", {}, note))));
   at("facts").replaceChildren(...made);
+}
+
+/** The list in parts of so many. */
+function* parts(list, most) {
+  for (let i = 0; i < list.length; i += most) yield list.slice(i, i + most);
 }
 
 const filled = () => rows.filter((row) => row.text.trim());
@@ -193,6 +203,7 @@ at("again").addEventListener("click", update);
 at("keyform").addEventListener("submit", (event) => {
   event.preventDefault();
   useKey(at("key").value);
+  at("key").value = "";
   update();
 });
 onPair(mark);

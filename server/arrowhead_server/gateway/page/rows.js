@@ -64,7 +64,6 @@ export class Row {
   tell(said) {
     this.count.hidden = !said;
     this.truncated.hidden = !said?.truncated;
-    this.element.classList.toggle("cut", Boolean(said?.truncated));
     if (said) this.count.textContent = counted(said.tokens, "token");
     this.tokens.hidden = !this.open || !said?.spans;
     if (!this.tokens.hidden) this.tokens.replaceChildren(...this.#pieces(said.spans));
@@ -95,6 +94,7 @@ export class Row {
     if (event.key === "Enter" && !event.shiftKey) {
       event.preventDefault();
       insert(rows.indexOf(this) + 1, "")?.area.focus();
+      this.#fire("changed"); // the numbers of those below
     } else if (event.key === "Backspace" && !this.area.value && rows.length > 1) {
       event.preventDefault();
       this.remove();
@@ -134,7 +134,8 @@ export class Row {
       if (!special && start > read) yield characters.slice(read, start).join("");
       // Some tokenizers have several tokens in a character: the first gets it.
       const own = special ? text : characters.slice(Math.max(start, read), stop).join("");
-      yield element("span", { className: special ? "special" : "token", title: `${id}` }, own || "·");
+      const className = special ? "special" : "token";
+      yield element("span", { className, title: String(id) }, own || "·");
       if (!special) read = Math.max(read, stop);
     }
     if (spans.length > MOST_TOKENS) yield ` … and ${spans.length - MOST_TOKENS} more`;
