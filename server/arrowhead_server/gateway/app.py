@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arrowhead_client import ArrowheadError, AsyncClient, InvalidInput, ServerError
-from arrowhead_server.gateway import failures, openai, tei
+from arrowhead_server.gateway import failures, openai, tei, triton
 from arrowhead_server.gateway.asking import MOST_TEXTS, Asking
 from arrowhead_server.gateway.embedder import ENTRIES, Embedder
 from arrowhead_server.gateway.web import Model, json
@@ -88,6 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = Metrics()
     app.include_router(tei.router)
     app.include_router(openai.router)
+    app.include_router(triton.router)
     app.add_exception_handler(ArrowheadError, _failed)
     app.add_exception_handler(RequestValidationError, _not_understood)
 
@@ -197,11 +198,9 @@ class Gate:
         finally:
             self._under_way -= 1
             self._metrics.in_flight.set(self._under_way)
-            # Only paths that there are: others' names are their callers' choice.
-            known = "route" in scope
-            self._metrics.seconds.labels(path if known else "other", status).observe(
-                time.perf_counter() - began
-            )
+            # As they are written here: what callers put into a path is their own choice.
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.seconds.labels(route, status).observe(time.perf_counter() - began)
 
     async def _body(self, receive: Receive) -> Receive | None:
         """The whole body, to be received again; None, and the rest unread, if it is too large."""
@@ -249,7 +248,12 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 def _answer(path: str, error: ArrowheadError, param: str | None = None) -> Response:
-    failure = failures.openai(error, param) if path.startswith("/v1/") else failures.tei(error)
+    if path.startswith("/v1/"):
+        failure = failures.openai(error, param)
+    elif path.startswith("/v2/"):
+        failure = failures.triton(error)
+    else:
+        failure = failures.tei(error)
     response = json(failure.body, failure.status)
     response.headers.update(failure.headers)
     return response

@@ -80,6 +80,12 @@ def openai(error: ArrowheadError, param: str | None = None) -> Failure:
     return Failure(kind.openai_status, {"error": told}, _headers(kind.openai_status))
 
 
+def triton(error: ArrowheadError) -> Failure:
+    """As Triton would answer over HTTP; its statuses are OpenAI's."""
+    status = _kind(error).openai_status
+    return Failure(status, {"error": str(error)}, _headers(status))
+
+
 def _kind(error: Exception) -> _Kind:
     return next(kind for kind in _KINDS if isinstance(error, kind.error))
 

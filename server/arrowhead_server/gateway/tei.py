@@ -109,6 +109,7 @@ class TokenizeRequest(BaseModel):
     )
 
 
+@router.post("/", include_in_schema=False)
 @router.post("/embed", response_model=list[list[float]])
 async def embed(body: EmbedRequest, model: Model) -> Response:
     """A vector for each text."""
