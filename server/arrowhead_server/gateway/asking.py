@@ -6,12 +6,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from arrowhead_client import AsyncClient, InvalidInput, ModelInfo, Options
+from arrowhead_client import (
+    ArrowheadError,
+    AsyncClient,
+    InvalidInput,
+    ModelInfo,
+    Options,
+    Token,
+)
 from arrowhead_client._options import check_lengths, longest_end
 from arrowhead_server.gateway.embedder import Embedded, Embedder
 
@@ -21,6 +29,10 @@ _INFO_S = 2.0  # for so long a model is what it said it is
 
 class TooManyTexts(InvalidInput):
     """More texts than a request may hold."""
+
+
+class UnknownModel(ArrowheadError):
+    """The caller named a model that is not this gateway's."""
 
 
 class Answer(NamedTuple):
@@ -45,6 +57,11 @@ class Asking:
     embedder: Embedder
     most_texts: int = MOST_TEXTS
     _info: tuple[float, ModelInfo] | None = field(default=None, init=False)
+
+    def check_name(self, name: str) -> None:
+        """Refuses to be taken for another model; raises UnknownModel."""
+        if name != self.client.model:
+            raise UnknownModel(f"no model {name!r} here; wanted {self.client.model!r}")
 
     async def info(self) -> ModelInfo:
         """What the model says of itself, now or a moment ago."""
@@ -71,6 +88,7 @@ class Asking:
             if options.needs_prompts:
                 raise InvalidInput("token ids have no prompt in front: send texts, or no prompt")
             vectors = await self.client.embed_ids(inputs)  # type: ignore[arg-type]
+            await self._check_ids(inputs)  # type: ignore[arg-type]
             embedded = [Embedded(vectors[0], len(ids), truncated=False) for ids in inputs]
         edge = options.edge((await self.info()).ranges if options.needs_ranges else None)
         tokens = [one.tokens for one in embedded]
@@ -101,6 +119,19 @@ class Asking:
                 embedded[place] = Embedded(one.vector, one.tokens, truncated=True)
         return embedded
 
+    async def _check_ids(self, inputs: Sequence[list[int]]) -> None:
+        """Another tokenizer's ids would give vectors that only look right; their ends tell."""
+        (one,) = await self.client.tokenize(["a"])
+        first = [token.id for token in takewhile(_is_special, one.tokens)]
+        last = [token.id for token in takewhile(_is_special, reversed(one.tokens))][::-1]
+        for number, ids in enumerate(inputs):
+            if ids[: len(first)] != first or ids[len(ids) - len(last) :] != last:
+                raise InvalidInput(
+                    f"text {number}: token ids from {ids[:1]} to {ids[-1:]}; the model's own "
+                    f"tokenizer gives {first} first and {last} last. Send texts in their place: in "
+                    "LangChain, OpenAIEmbeddings(check_embedding_ctx_length=False)"
+                )
+
     async def _end(self, text: str, prefix: str, limit: int) -> str:
         search = longest_end(text, limit)
         try:
@@ -111,6 +142,10 @@ class Asking:
         except StopIteration as found:
             end: str = found.value
             return end
+
+
+def _is_special(token: Token) -> bool:
+    return token.special
 
 
 def _are_texts(inputs: Sequence[str] | Sequence[list[int]]) -> TypeGuard[Sequence[str]]:

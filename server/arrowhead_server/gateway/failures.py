@@ -14,7 +14,7 @@ from arrowhead_client import (
     TimedOut,
     Unavailable,
 )
-from arrowhead_server.gateway.asking import TooManyTexts
+from arrowhead_server.gateway.asking import TooManyTexts, UnknownModel
 
 RETRY_AFTER_S = 1
 
@@ -25,10 +25,6 @@ class Busy(ArrowheadError):
 
 class TooLarge(ArrowheadError):
     """A request whose body is larger than the gateway reads."""
-
-
-class UnknownModel(ArrowheadError):
-    """The caller named a model that is not this gateway's."""
 
 
 class _Kind(NamedTuple):

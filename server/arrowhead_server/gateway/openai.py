@@ -13,7 +13,6 @@ from typing import Any, Literal
 from fastapi import APIRouter, Response
 from pydantic import Field
 
-from arrowhead_server.gateway.failures import UnknownModel
 from arrowhead_server.gateway.web import STARTED, Inputs, Model, Wanted, json, several
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
@@ -40,8 +39,7 @@ class EmbeddingsRequest(Wanted):
 @router.post("/embeddings")
 async def embeddings(body: EmbeddingsRequest, model: Model) -> Response:
     """A vector for each text, and how many tokens the model read of it."""
-    if body.model != model.client.model:
-        raise UnknownModel(f"no model {body.model!r} here; wanted {model.client.model!r}")
+    model.check_name(body.model)
     answer = await model.embed(several(body.input), body.options(truncate=body.truncate))
     base = body.encoding_format == "base64"
     total = sum(answer.tokens)
@@ -67,9 +65,18 @@ async def embeddings(body: EmbeddingsRequest, model: Model) -> Response:
 @router.get("/models")
 async def models(model: Model) -> dict[str, Any]:
     """The model behind this gateway, as a list of one."""
-    name = model.client.model
-    one = {"id": name, "object": "model", "created": STARTED, "owned_by": "arrowhead"}
-    return {"object": "list", "data": [one]}
+    return {"object": "list", "data": [_described(model.client.model)]}
+
+
+@router.get("/models/{name}")
+async def model_named(name: str, model: Model) -> dict[str, Any]:
+    """The model, if it is called that."""
+    model.check_name(name)
+    return _described(name)
+
+
+def _described(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": STARTED, "owned_by": "arrowhead"}
 
 
 def _base64(vector: Any) -> str:

@@ -14,7 +14,6 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field, NonNegativeInt
 
 from arrowhead_client import InvalidInput, Options
-from arrowhead_server.gateway.failures import UnknownModel
 from arrowhead_server.gateway.web import Model, json
 
 
@@ -86,8 +85,7 @@ class InferResponse(BaseModel):
 @router.post("/models/{name}/infer", response_model=InferResponse)
 async def infer(name: str, body: InferRequest, model: Model) -> Response:
     """A vector for each text, in one list of numbers."""
-    if name != model.client.model:
-        raise UnknownModel(f"no model {name!r} here; wanted {model.client.model!r}")
+    model.check_name(name)
     vectors = (await model.embed(body.inputs[0].several(), Options(truncate="end"))).vectors
     answer: dict[str, Any] = {
         "model_name": name,
