@@ -309,7 +309,7 @@ def test_without_triton_each_says_so_in_its_own_way(litellm: Any) -> None:
     openai_like, triton = providers(url)
     try:
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as official:
-            with pytest.raises(openai.InternalServerError, match="Unavailable|connect") as caught:
+            with pytest.raises(openai.InternalServerError, match=r"Unavailable|connect") as caught:
                 official.embeddings.create(model=MODEL, input=QUESTION)
             assert caught.value.status_code == 503
         with pytest.raises(HfHubHTTPError, match="503"):

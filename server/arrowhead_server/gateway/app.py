@@ -92,7 +92,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(ArrowheadError, _failed)
     app.add_exception_handler(RequestValidationError, _not_understood)
 
-    @app.get("/health")
+    @app.get("/health", response_class=Response, responses={503: {"model": failures.TritonFailure}})
     async def health(model: Model) -> Response:
         """200 if a text that nobody asked before is embedded now, else 503."""
         try:
@@ -101,7 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
             return json({"error": str(error)}, 503)
         return Response(status_code=200)
 
-    @app.get("/ready")
+    @app.get("/ready", response_class=Response, responses={503: {"description": "Not ready"}})
     async def ready(model: Model) -> Response:
         """200 if Triton says that the model is ready, else 503."""
         return Response(status_code=200 if await model.client.ready() else 503)
@@ -244,6 +244,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
         return _answer(request.url.path, InvalidInput("body: no JSON, or nested too deep"))
     response = _answer(request.url.path, InvalidInput(f"{request.url.path}: {error.detail}"))
     response.status_code = error.status_code
+    response.headers.update(error.headers or {})  # of 405: which methods there are
     return response
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from arrowhead_client import (
     ArrowheadError,
     InvalidInput,
@@ -59,6 +61,39 @@ class Failure(NamedTuple):
     status: int
     body: dict[str, Any]
     headers: dict[str, str]
+
+
+class TeiFailure(BaseModel):
+    """Why TEI's routes do not answer."""
+
+    error: str
+    error_type: str
+
+
+class OpenaiFault(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenaiFailure(BaseModel):
+    """Why OpenAI's routes do not answer."""
+
+    error: OpenaiFault
+
+
+class TritonFailure(BaseModel):
+    """Why Triton's routes do not answer."""
+
+    error: str
+
+
+def declared(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """A route's failures, for the OpenAPI page."""
+    return {"4XX": {"model": body}, "5XX": {"model": body}}
 
 
 def tei(error: ArrowheadError) -> Failure:

@@ -14,14 +14,8 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field, NonNegativeInt
 
 from arrowhead_client import InvalidInput, Options
-from arrowhead_server.gateway.web import Model, json
-
-
-class Failed(BaseModel):
-    """Why there is no answer."""
-
-    error: str
-
+from arrowhead_server.gateway.failures import TritonFailure, declared
+from arrowhead_server.gateway.web import Body, Model, Name, json
 
 # LiteLLM names no Content-Type when it does not wait asynchronously. What a web page could send so
 # changes nothing here, and it may not read the answer.
@@ -29,11 +23,11 @@ router = APIRouter(
     prefix="/v2",
     tags=["Triton"],
     strict_content_type=False,
-    responses={"4XX": {"model": Failed}, "5XX": {"model": Failed}},
+    responses=declared(TritonFailure),
 )
 
 
-class Texts(BaseModel):
+class Texts(Body):
     """Texts, as a tensor."""
 
     name: Literal["text", "input_text"] = Field(
@@ -58,7 +52,7 @@ class Texts(BaseModel):
         return texts
 
 
-class InferRequest(BaseModel):
+class InferRequest(Body):
     """A request for vectors. What else the protocol has is not looked at."""
 
     id: str | None = Field(default=None, description="Comes back in the answer.")
@@ -83,7 +77,7 @@ class InferResponse(BaseModel):
 
 
 @router.post("/models/{name}/infer", response_model=InferResponse)
-async def infer(name: str, body: InferRequest, model: Model) -> Response:
+async def infer(name: Name, body: InferRequest, model: Model) -> Response:
     """A vector for each text, in one list of numbers."""
     model.check_name(name)
     vectors = (await model.embed(body.inputs[0].several(), Options(truncate="end"))).vectors
