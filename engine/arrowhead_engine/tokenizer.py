@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,7 +113,7 @@ class Tokenizer:
             raise UnsupportedModel(f"tokenizer.json: {error}") from error
         return cls(tokenizer, spec)
 
-    @property
+    @cached_property
     def highest_id(self) -> int:
         """The highest id the tokenizer can give, added tokens included."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values())

@@ -143,9 +143,11 @@ def _space(info: ModelInfo) -> tuple[int, str]:
 def _tokenizer(files: ModelFiles) -> Tokenizer:
     try:
         metadata = parse_metadata(files.metadata, "the served metadata.json")
-        return Tokenizer.certified(files.tokenizer, metadata, "the served tokenizer.json")
+        tokenizer = Tokenizer.certified(files.tokenizer, metadata, "the served tokenizer.json")
     except EngineError as error:
         raise UnexpectedResponse(f"{error}; is the server of another Arrowhead?") from error
+    tokenizer.highest_id  # noqa: B018 (0.1 s and more of a large vocabulary; remembered)
+    return tokenizer
 
 
 def _prefix(info: ModelInfo, options: Options) -> str:
