@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -28,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from arrowhead_client import ArrowheadError, AsyncClient, InvalidInput, ServerError
 from arrowhead_server.gateway import failures, openai, tei, triton
 from arrowhead_server.gateway.asking import MOST_TEXTS, Asking
-from arrowhead_server.gateway.embedder import ENTRIES, Embedder
+from arrowhead_server.gateway.embedder import ENTRIES
 from arrowhead_server.gateway.web import Model, json
 
 MOST_BODY_MB = 16  # 2,048 texts of the longest that a model of 512 tokens reads take about 6
@@ -74,10 +75,11 @@ def create_app(settings: Settings) -> FastAPI:
             batch_size=100,
         )
         async with client:
-            embedder = Embedder(client, settings.entries)
-            app.state.asking = Asking(client, embedder, settings.most_texts)
-            metrics.watch(embedder)
+            asking = app.state.asking = Asking(client, settings.entries, settings.most_texts)
+            metrics.watch(asking)
+            watching = asyncio.create_task(asking.watch())
             yield
+            watching.cancel()
 
     app = FastAPI(
         title="Arrowhead",
@@ -136,19 +138,19 @@ class Metrics:
             "arrowhead_gateway_in_flight", "Requests under way", registry=self.registry
         )
 
-    def watch(self, embedder: Embedder) -> None:
-        """Tells the counts of this embedder's texts."""
-        self.registry.register(_Texts(embedder))
+    def watch(self, asking: Asking) -> None:
+        """Tells the counts of its texts."""
+        self.registry.register(_Texts(asking))
 
 
 class _Texts(Collector):
-    """An embedder's counts, read when Prometheus asks."""
+    """Counts, read when Prometheus asks."""
 
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
 
     def collect(self) -> Iterator[Metric]:
-        counts = self._embedder.counts
+        counts = self._asking.counts
         texts = CounterMetricFamily(
             "arrowhead_gateway_texts",
             "Texts: remembered (hit), asked for by another request already (merged), or new (miss)",
@@ -159,7 +161,7 @@ class _Texts(Collector):
         texts.add_metric(["miss"], counts.misses)
         yield texts
         entries = "Texts remembered"
-        yield GaugeMetricFamily("arrowhead_gateway_entries", entries, len(self._embedder))
+        yield GaugeMetricFamily("arrowhead_gateway_entries", entries, self._asking.remembered)
 
 
 class Gate:
