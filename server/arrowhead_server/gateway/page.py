@@ -71,6 +71,7 @@ def _route(name: str) -> tuple[str, Callable[[Request], Response]]:
 
 
 _ROUTES = dict(map(_route, _SOURCES))
-PATHS = tuple(_ROUTES)  # open to all: there is nothing secret in them
+# GET and HEAD of these tell nothing of texts or models. Only they: a POST of "/" embeds (tei.py).
+PATHS = tuple(_ROUTES)
 for _path, _answer in _ROUTES.items():
     router.add_api_route(_path, _answer, methods=["GET", "HEAD"])
