@@ -112,10 +112,10 @@ class Client:
         """The vectors of the texts, float32: `[N, D]`, or `[D]` for a single string.
 
         Args:
-            texts: a string, or N strings; no strings give `[0, D]`. A list, or strings in Arrow's
-                memory, of pyarrow (an array or chunks of string, large_string, string_view, or a
-                dictionary of them) or of what exports Arrow's C data interface: their bytes are
-                packed by Arrow, without a Python object for each.
+            texts: a string; a list of N strings; or N strings in Arrow's memory, which are packed
+                without a Python object for each: an array or chunks of pyarrow (string,
+                large_string, string_view, or a dictionary of them), or what another library
+                exports through Arrow's C data interface. No strings give `[0, D]`.
             prompt: put in front of each text, such as `"query: "`, for models trained with prompts.
             prompt_name: in place of `prompt`, the name of one that the model brings, such as
                 `"query"`; see `prompts`.

@@ -272,8 +272,11 @@ def test_arrow_over_every_road(road: Any, expected: Any, form: str) -> None:
 
 
 def test_one_answer_over_every_road(road: Any, expected: Any) -> None:
-    """HTTP's answers lie unaligned: what is given to Arrow does not."""
+    """HTTP's answers lie unaligned: what is given to Arrow does not. gRPC's are not copied."""
     array = road.call("embed_arrow", pa.array(TEXTS))
     np.testing.assert_array_equal(array.to_pylist(), expected(TEXTS))
-    assert array.values.buffers()[1].address % 8 == 0
+    memory = array.values.buffers()[1]
+    assert memory.address % 8 == 0
+    if "grpc" in road.name:
+        assert not memory.is_mutable  # the answer's own bytes; a copy could be written to
     assert road.call("embed", TEXTS).flags.writeable
