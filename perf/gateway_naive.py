@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one would write in a minute in place of a gateway: `python -m perf.gateway_naive URL PORT`.
+"""What one would write in place of a gateway: `python -m perf.gateway_naive URL PORT`.
 
-POST /embed takes {"inputs": [...]} and asks Triton for just that, by the same client, and answers by
-the same JSON. It remembers nothing, merges nothing, counts nothing and limits nothing.
+POST /embed takes {"inputs": [...]} and asks Triton for just that, by the same client, and answers
+by the same JSON. It remembers nothing, merges nothing, counts nothing and limits nothing.
 """
 
 from __future__ import annotations

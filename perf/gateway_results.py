@@ -36,13 +36,13 @@ class Batch:
     """Requests of many texts of which all but one had been asked for before.
 
     Attributes:
-        computed: texts a request that the encoder computed, by Triton's statistics.
+        asked: texts a request that the encoder is asked for.
     """
 
     key: str
     way: str
     ms: Sample
-    computed: float
+    asked: float
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Same:
 
     Attributes:
         ms: of each request.
-        computed: times a text that the encoder computed it, by Triton's statistics.
+        asked: how often the encoder is asked for it.
     """
 
     key: str
     way: str
     ms: Sample
-    computed: float
+    asked: float
 
 
 @dataclass(frozen=True)
