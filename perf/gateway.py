@@ -53,6 +53,7 @@ from perf.stats import Sample
 from perf.texts import Texts, mixed, of_tokens
 
 _MOST_A_SECOND = 20_000  # texts that come again, drawn beforehand
+_COUNTED_S = 0.05
 _new = of_tokens(TOKENS)
 
 
@@ -189,12 +190,12 @@ class _Parts:
         for door in self._doors:
             async with _roads(door, 1) as (road,), _roads(self._doors[0], 1) as (aside,):
                 await road.embed(known)
-                before, ms = self._asked(), []
+                before, ms = await self._asked(), []
                 for _ in range(rounds):
                     # The encoder remembers its last step, which is seldom the same caller's.
                     await aside.embed([_new(self._texts)])
                     ms += [await _ms(road, [*known, _new(self._texts)])]
-                asked = (self._asked() - before) / rounds - 1
+                asked = (await self._asked() - before) / rounds - 1
             found.append(Batch(door.key, door.title, Sample.of(ms), asked))
         return found
 
@@ -205,11 +206,11 @@ class _Parts:
         for door in self._doors:
             async with _roads(door, CALLERS[-1]) as roads:
                 await asyncio.gather(*(road.embed(["connected"]) for road in roads))
-                before, ms = self._asked(), []
+                before, ms = await self._asked(), []
                 for _ in range(rounds):
                     text = [_new(self._texts)]
                     ms += await asyncio.gather(*(_ms(road, text) for road in roads))
-                asked = (self._asked() - before) / rounds
+                asked = (await self._asked() - before) / rounds
             found.append(Same(door.key, door.title, Sample.of(ms), asked))
         return found
 
@@ -260,9 +261,13 @@ class _Parts:
             for door in self._doors
         ]
 
-    def _asked(self) -> int:
+    async def _asked(self) -> int:
         """Texts that the encoder has been asked for, by Triton's statistics."""
-        return statistics(self._server)[f"{MODEL}_encoder"].texts
+        asked = -1
+        # It counts a request after it has answered it: what is counted stands still, or is awaited.
+        while asked != (asked := statistics(self._server)[f"{MODEL}_encoder"].texts):
+            await asyncio.sleep(_COUNTED_S)
+        return asked
 
     def _gateway_counts(self) -> dict[str, float]:
         """Of texts, by what the gateway did about them."""

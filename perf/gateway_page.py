@@ -116,8 +116,8 @@ def _batches(results: GatewayResults) -> list[str]:
     return [
         "## A hundred texts, one of them new",
         f"A hundred texts of {TOKENS} tokens a request, of which 99 had been asked for before. "
-        "Triton's response cache knows whole requests, the gateway knows texts. Between two requests "
-        "comes another caller's text, for the encoder remembers the vectors of its last step.",
+        "Triton's response cache knows whole requests, the gateway knows texts. Between two of "
+        "them comes another caller's text, for the encoder remembers the vectors of its last step.",
         table(
             ["way", "a request, ms", "texts the encoder is asked for"],
             [(one.way, one.ms.show(), f"{one.asked:.2f}") for one in results.batches],
@@ -128,10 +128,10 @@ def _batches(results: GatewayResults) -> list[str]:
 def _same(results: GatewayResults) -> list[str]:
     return [
         "## One new text, asked for by all at once",
-        f"{CALLERS[-1]} callers ask for the same new text at the same moment. (The encoder, when it "
-        "is asked several times in one step or two, computes it once.)",
+        f"{CALLERS[-1]} callers ask for the same new text at the same moment. (An encoder that is "
+        "asked for it several times in one step, or two, computes it once.)",
         table(
-            ["way", "a request, ms", "times the encoder is asked"],
+            ["way", "a request, ms", "times the encoder is asked for it"],
             [(one.way, one.ms.show(), f"{one.asked:.2f}") for one in results.same],
         ),
     ]
