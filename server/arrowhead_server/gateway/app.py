@@ -27,7 +27,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arrowhead_client import ArrowheadError, AsyncClient, InvalidInput, ServerError
-from arrowhead_server.gateway import failures, openai, tei, triton
+from arrowhead_server.gateway import failures, openai, page, tei, triton
 from arrowhead_server.gateway.asking import MOST_TEXTS, Asking
 from arrowhead_server.gateway.embedder import ENTRIES
 from arrowhead_server.gateway.web import Model, json
@@ -91,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(tei.router)
     app.include_router(openai.router)
     app.include_router(triton.router)
+    app.include_router(page.router)
     app.add_exception_handler(ArrowheadError, _failed)
     app.add_exception_handler(RequestValidationError, _not_understood)
 
