@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,8 +75,21 @@ class Tokenizer:
             CertificateMismatch: it is not the tokenizer that was certified.
         """
         path = Path(folder) / "tokenizer.json"
-        raw = path.read_bytes()
         metadata = read_metadata(Path(folder) / "metadata.json")
+        return cls.certified(path.read_bytes(), metadata, str(path))
+
+    @classmethod
+    def certified(cls, raw: bytes, metadata: Mapping[str, str], path: str) -> Tokenizer:
+        """The tokenizer in the bytes of a `tokenizer.json`, if it is what the metadata certify.
+
+        Args:
+            raw: the file.
+            metadata: of the model, as `read_metadata` gives them.
+            path: where the file came from, for errors.
+
+        Raises:
+            UnsupportedModel, CertificateMismatch: as `open`.
+        """
         spec, certificate = ModelSpec.from_metadata(metadata), Certificate.from_metadata(metadata)
         if hashlib.sha256(raw).hexdigest() != certificate.tokenizer_sha256:
             raise CertificateMismatch(

@@ -126,8 +126,12 @@ def test_more_texts_than_triton_takes_at_once(official: openai.OpenAI, client: C
         ({"input": []}, openai.BadRequestError, "no texts"),
         ({"input": ["a"] * 2049}, openai.BadRequestError, "2048 at most"),
         ({"input": [[1, 2], "a"]}, openai.BadRequestError, "valid string"),
-        ({"input": [[10**6]]}, openai.BadRequestError, "ids from 1000000 to 1000000; wanted 0 to"),
-        ({"input": [[]]}, openai.BadRequestError, "wanted a list of token ids"),
+        (
+            {"input": [[10**6]]},
+            openai.BadRequestError,
+            r"ids of 1000000\.\.1000000: wanted .* 0\.\.30521",
+        ),
+        ({"input": [[]]}, openai.BadRequestError, "input 0 is empty"),
         (
             {"input": [[1]], "extra_body": {"input_type": "query"}},
             openai.BadRequestError,

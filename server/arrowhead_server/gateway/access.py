@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who asks, and whether they may: API keys, JSON Web Tokens, or anybody.
 
-One place for a secret, as RFC 6750 has it: `Authorization: Bearer ...`, which every client of either
-dialect sends. Not `x-api-key` too: a second place is one more that proxies log.
+One place for a secret, as RFC 6750 has it: `Authorization: Bearer ...`, which clients of both
+dialects send. Not `x-api-key` too: a second place is one more that proxies log.
 """
 
 from __future__ import annotations

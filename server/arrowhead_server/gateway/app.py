@@ -19,18 +19,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from arrowhead_client import ArrowheadError, AsyncClient, InvalidInput, ServerError
-from arrowhead_client._transports import async_transport_for
 from arrowhead_server.gateway import failures, openai, tei
 from arrowhead_server.gateway.access import METADATA, Access
 from arrowhead_server.gateway.asking import Asking
 from arrowhead_server.gateway.bodies import MB, Bodies
-from arrowhead_server.gateway.embedder import Embedder
+from arrowhead_server.gateway.embedder import PART_TEXTS
 from arrowhead_server.gateway.gate import Gate
 from arrowhead_server.gateway.metrics import Metrics
 from arrowhead_server.gateway.rates import Rates
 from arrowhead_server.gateway.settings import Settings
-from arrowhead_server.gateway.slots import Slots, TakingTurns
-from arrowhead_server.gateway.web import Model, json
+from arrowhead_server.gateway.web import json
 
 T = TypeVar("T")
 _PROBES = itertools.count()
@@ -58,20 +56,22 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        slots = Slots(settings.bulk_parts)
         # Retries are for those who wait for a server to start; callers here are better told soon.
         client = AsyncClient(
+            settings.url,
             model=settings.model,
             timeout_s=settings.timeout_s,
             retries=2,
-            batch_size=settings.part,
-            transport=TakingTurns(async_transport_for(settings.url), slots),
+            batch_size=PART_TEXTS,
         )
         async with client:
-            embedder = Embedder(client, settings.entries)
-            app.state.asking = Asking(client, embedder, settings.most_texts)
-            metrics.watch(embedder, slots)
+            asking = app.state.asking = Asking(
+                client, settings.entries, settings.most_texts, settings.most_characters
+            )
+            metrics.watch(asking)
+            watching = asyncio.create_task(asking.watch())
             yield
+            watching.cancel()
 
     def answer(path: str, error: ArrowheadError, param: str | None = None) -> Response:
         metrics.refused.labels(failures.reason(error)).inc()

@@ -15,7 +15,7 @@ from arrowhead_client import (
     TimedOut,
     Unavailable,
 )
-from arrowhead_server.gateway.asking import TooManyTexts
+from arrowhead_server.gateway.asking import TextTooLarge, TooManyTexts
 
 RETRY_AFTER_S = 1
 
@@ -104,6 +104,7 @@ _KINDS = (
     _Kind(TooDeep, 422, "Validation", 400, _BAD, "depth"),
     _Kind(UnknownModel, 404, "Validation", 404, _BAD, "model", "model_not_found"),
     _Kind(TextTooLong, 413, "Validation", 400, _BAD, "length"),
+    _Kind(TextTooLarge, 413, "Validation", 400, _BAD, "text"),
     _Kind(TooManyTexts, 413, "Validation", 400, _BAD, "texts"),
     _Kind(InvalidInput, 422, "Validation", 400, _BAD, "invalid"),
     _Kind(InvalidRequest, 422, "Validation", 400, _BAD, "invalid"),

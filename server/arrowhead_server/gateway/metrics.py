@@ -9,8 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from arrowhead_server.gateway.embedder import Embedder
-from arrowhead_server.gateway.slots import Slots
+from arrowhead_server.gateway.asking import Asking
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
@@ -42,20 +41,19 @@ class Metrics:
             registry=self.registry,
         )
 
-    def watch(self, embedder: Embedder, slots: Slots) -> None:
-        """Tells the counts of these, too."""
-        self.registry.register(_Texts(embedder))
-        self.registry.register(_Lines(slots))
+    def watch(self, asking: Asking) -> None:
+        """Tells the counts of its texts."""
+        self.registry.register(_Texts(asking))
 
 
 class _Texts(Collector):
-    """An embedder's counts, read when Prometheus asks."""
+    """Counts, read when Prometheus asks."""
 
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
 
     def collect(self) -> Iterator[Metric]:
-        counts = self._embedder.counts
+        counts = self._asking.counts
         texts = CounterMetricFamily(
             "arrowhead_gateway_texts",
             "Texts: remembered (hit), asked for by another request already (merged), or new (miss)",
@@ -66,21 +64,12 @@ class _Texts(Collector):
         texts.add_metric(["miss"], counts.misses)
         yield texts
         entries = "Texts remembered"
-        yield GaugeMetricFamily("arrowhead_gateway_entries", entries, len(self._embedder))
-
-
-class _Lines(Collector):
-    """Who waits for a turn at Triton."""
-
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
-
-    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("arrowhead_gateway_entries", entries, self._asking.remembered)
         waiting = GaugeMetricFamily(
-            "arrowhead_gateway_waiting",
-            "Waiting for Triton: requests of few texts, and parts of long lists",
-            labels=["line"],
+            "arrowhead_gateway_waiting_texts",
+            "Texts that wait for their turn at Triton: of short requests, and of long lists",
+            labels=["lane"],
         )
-        for line, number in self._slots.waiting().items():
-            waiting.add_metric([line], number)
+        for lane, number in self._asking.waiting.items():
+            waiting.add_metric([lane], number)
         yield waiting

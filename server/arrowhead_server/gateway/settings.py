@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arrowhead_client import ArrowheadError
-from arrowhead_server.gateway.asking import MOST_TEXTS
+from arrowhead_server.gateway.asking import MOST_CHARACTERS, MOST_TEXTS
 from arrowhead_server.gateway.embedder import ENTRIES
-from arrowhead_server.gateway.slots import BULK_PARTS, PART
 
 IN_FLIGHT = 256
 MOST_BODY_MB = 16.0  # 2,048 texts of the longest that a model of 512 tokens reads take about 6
@@ -46,8 +45,7 @@ class Settings:
         entries: texts remembered.
         timeout_s: for Triton's part of a request.
         most_texts: in a request; more are answered with 413 or 400.
-        part: texts that Triton is asked for at once; longer lists are split.
-        bulk_parts: such parts of long lists that are at Triton at the same time.
+        most_characters: of a text; more are answered with 413 or 400.
         in_flight: requests that may be under way at once; more are answered with 429.
         most_body_mb: of a request's body, in 10^6 bytes; more is answered with 413.
         most_memory_mb: that all requests together may take; more are answered with 429.
@@ -63,8 +61,7 @@ class Settings:
     entries: int = ENTRIES
     timeout_s: float = 30.0
     most_texts: int = MOST_TEXTS
-    part: int = PART
-    bulk_parts: int = BULK_PARTS
+    most_characters: int = MOST_CHARACTERS
     in_flight: int = IN_FLIGHT
     most_body_mb: float = MOST_BODY_MB
     most_memory_mb: float = MOST_MEMORY_MB
