@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -77,11 +78,13 @@ class Topics(click.Command):
                 formatter.write_dl(records)
 
 
-def _option(topic: str, *names: str, **attributes: Any) -> Any:
+def _option(topic: str, *names: str, **attributes: Any) -> Callable[[Any], Any]:
     if "default" in attributes:
         attributes["show_default"] = True
     if "envvar" in attributes:
         attributes["show_envvar"] = True
+    if isinstance(attributes.get("type"), (click.IntRange, click.FloatRange)):
+        attributes.setdefault("metavar", "N")
     return click.option(*names, cls=Topic, topic=topic, **attributes)
 
 
@@ -256,6 +259,8 @@ def gateway(
         tokens=_tokens(issuer, audience, jwks, scopes),
         **rest,
     )
+    if settings.rate_store and not settings.rate:
+        raise click.UsageError("--rate-store counts for --rate, which is not given")
     _check_tls(tls_cert, tls_key)
     _check_open(settings, host, open=open, private=tls_cert is not None or bool(proxy))
     app = create_app(settings)
@@ -285,7 +290,7 @@ def gateway(
     type=_FILE,
     help="File that the key's hash is added to; made if there is none.",
 )
-def gateway_key(name: str, keys: Path | None) -> None:  # noqa: D417 (click tells them)
+def gateway_key(name: str, keys: Path | None) -> None:
     """Make an API key for NAME, and print it: the only time that it is seen.
 
     What a gateway keeps is a hash, from which nobody gets the key back. A name may have several
@@ -296,8 +301,8 @@ def gateway_key(name: str, keys: Path | None) -> None:  # noqa: D417 (click tell
     Examples:
       arrowhead gateway-key alice --keys gateway.keys
       arrowhead gateway --keys gateway.keys
-      curl localhost:8080/embed -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' \\
-          -d '{"inputs": "a text"}'
+      curl localhost:8080/embed -H "Authorization: Bearer $KEY" \\
+          -H 'Content-Type: application/json' -d '{"inputs": "a text"}'
     """  # noqa: D301 (click reads the character)
     key = new()
     added = line(name, key)
@@ -339,8 +344,8 @@ def _check_open(settings: Settings, host: str, *, open: bool, private: bool) -> 
         return
     if not closed and not open:
         raise click.UsageError(
-            f"--host {host} is reached by others: wanted --keys FILE (`arrowhead gateway-key` makes "
-            "one) or tokens (--jwt-issuer), or --open to let anybody ask"
+            f"others reach --host {host}: wanted --keys FILE (`arrowhead gateway-key` makes one) "
+            "or tokens (--jwt-issuer), or --open to let anybody ask"
         )
     if closed and not private:
         click.echo(

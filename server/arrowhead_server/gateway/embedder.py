@@ -208,9 +208,13 @@ def _name(key: Key) -> Key | bytes:
     """What a text is remembered by: 10,000 long ones would be gigabytes."""
     if len(key) <= NAMED_FROM:
         return key
-    text = isinstance(key, str)
-    told = key.encode("utf-8", "surrogatepass") if text else np.array(key, np.int64).tobytes()
-    return hashlib.blake2b(told, digest_size=32, person=b"text" if text else b"ids").digest()
+    if isinstance(key, str):
+        return _hash(key.encode("utf-8", "surrogatepass"), b"text")
+    return _hash(np.array(key, np.int64).tobytes(), b"ids")
+
+
+def _hash(told: bytes, kind: bytes) -> bytes:
+    return hashlib.blake2b(told, digest_size=32, person=kind).digest()
 
 
 class _Text(NamedTuple):

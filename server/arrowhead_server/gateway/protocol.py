@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""uvicorn's HTTP, with an end to headers: httptools itself collects them for as long as they come."""
+"""uvicorn's HTTP, with an end to headers: httptools collects them for as long as they come."""
 
 from __future__ import annotations
 
