@@ -96,7 +96,7 @@ class Access:
         for some in self._keys:
             if (name := some().owner(secret)) is not None:
                 return f"key:{name}"
-        if self._tokens is None:
+        if self._tokens is None or secret.startswith(keys.PREFIX):
             raise Unauthorized("this key is none that is known here")
         return f"token:{await self._tokens.subject(secret)}"
 
