@@ -103,7 +103,7 @@ def test_more_than_a_request_may_hold(
     url: str, inputs: Any, statuses: tuple[int, int], message: str, reason: str
 ) -> None:
     before = refusals(url, reason)
-    answers = both(url, inputs, truncate=True)
+    answers = both(url, inputs)
     assert tuple(answer.status_code for answer in answers) == statuses
     for answer in answers:
         assert message in told(answer)
@@ -321,35 +321,33 @@ def test_several_gateways_count_together_and_alone_while_redis_is_away(
 # Load
 
 
-def test_many_at_once_are_shed_before_triton_queues(start: Start, server: Server) -> None:
-    """Far more than there is room for; meanwhile Triton is asked how many wait there."""
+def test_many_at_once_are_shed_before_triton_queues(
+    start: Start, server: Server, measured: Callable[..., None]
+) -> None:
     _, url = start("--in-flight=60")
-    waiting: list[int] = []
 
     async def flood(ask: httpx.AsyncClient, number: int) -> httpx.Response:
         path, field = ((TEI, "inputs"), (OPENAI, "input"))[number % 2]
         texts = [f"flood {number} {one} " + "word " * 30 for one in range(1 + number % 5)]
         return await ask.post(path, json={field: texts, "model": "minilm"})
 
-    async def look(ask: httpx.AsyncClient) -> None:
-        while True:
-            for line in (await ask.get(server.metrics_url)).text.splitlines():
-                if line.startswith("nv_inference_pending_request_count") and "encoder" in line:
-                    waiting.append(int(float(line.rpartition(" ")[2])))
-            await asyncio.sleep(0.02)
-
     async def all_of_it() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=300)
-        async with (
-            httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as ask,
-            httpx.AsyncClient() as looks,
-        ):
-            looking = asyncio.create_task(look(looks))
-            answers = await asyncio.gather(*(flood(ask, number) for number in range(240)))
-            looking.cancel()
-            return answers
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as ask:
+            return await asyncio.gather(*(flood(ask, number) for number in range(240)))
 
+    def spent_s() -> float:
+        """By all requests to the encoder together, from their arrival to their answer."""
+        (line,) = [
+            line
+            for line in httpx.get(server.metrics_url).text.splitlines()
+            if line.startswith('nv_inference_request_duration_us{model="minilm_encoder"')
+        ]
+        return float(line.rpartition(" ")[2]) / 1e6
+
+    before, began = spent_s(), time.perf_counter()
     answers = asyncio.run(all_of_it())
+    at_triton = (spent_s() - before) / (time.perf_counter() - began)  # Little's law
     assert {answer.status_code for answer in answers} == {200, 429}
     shed = [answer for answer in answers if answer.status_code == 429]
     assert len(answers) - len(shed) >= 60
@@ -357,8 +355,8 @@ def test_many_at_once_are_shed_before_triton_queues(start: Start, server: Server
         assert answer.headers["Retry-After"] == "1"
         assert "60 requests are under way already" in told(answer)
     assert refusals(url, "busy") == len(shed)
-    # The gateway's lanes, and the model's own proof of life.
-    assert 0 < max(waiting) <= INTERACTIVE + BULK + 1
+    assert 0 < at_triton <= INTERACTIVE + BULK
+    measured("requests at Triton, mean", at_triton, "")
     assert "arrowhead_gateway_in_flight 0.0" in httpx.get(f"{url}/metrics").text
 
 
@@ -396,9 +394,9 @@ def test_a_text_beside_a_list_of_two_thousand(start: Start, measured: Callable[.
     measured("text alone", 1000 * statistics.median(alone), "ms")
     measured("text beside", 1000 * statistics.median(beside), "ms")
     measured("at worst", 1000 * max(beside), "ms")
-    # It waits for the parts that are at Triton already, two of them, and for none of the others.
+    # It waits for the part that is at Triton already, and for none of the others.
     assert len(beside) >= 10
-    assert statistics.median(beside) < 3 * part + statistics.median(alone)
+    assert statistics.median(beside) < 1.5 * part + statistics.median(alone)
 
 
 def test_a_long_list_gets_on_beside_many_short_ones(start: Start) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ PART_TOKENS = (
 INTERACTIVE, BULK = 3, 2  # requests to Triton at once: one is computed while the next is on its way
 INLINE_CHARACTERS = 20_000  # are tokenized in about 5 ms; more, beside the event loop
 
+QUIET_S = 1.0  # so long after a short request, one part of long lists goes at a time
 NAMED_FROM = 64  # characters or ids; longer keys are remembered by their hash
 
 Key: TypeAlias = str | tuple[int, ...]
@@ -67,7 +69,8 @@ class Embedder:
     is new, one is computed. Belongs to one event loop.
 
     What fits one request to Triton is interactive, what takes several is bulk. Each kind has a lane
-    of its own, so that neither waits in a queue behind the other.
+    of its own, so that neither waits in a queue behind the other. Triton takes what it has in turn:
+    a short request waits for the parts that are there, so while such come there is one.
 
     Args:
         client: asks Triton; stays its owner's.
@@ -95,8 +98,9 @@ class Embedder:
         self._known: LRUCache[Key | bytes, Embedded] = LRUCache(entries)
         self._coming: dict[Key, asyncio.Future[Embedded]] = {}
         self._highest_id = tokenizer.highest_id
-        self._interactive = _Lane(self._ask, INTERACTIVE)
-        self._bulk = _Lane(self._ask, BULK)
+        self._interactive = _Lane(self._ask, lambda: INTERACTIVE)
+        self._bulk = _Lane(self._ask, self._bulk_parts)
+        self._last_interactive = -QUIET_S
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -177,7 +181,12 @@ class Embedder:
             for key in new
         ]
         fits = len(texts) <= PART_TEXTS and sum(len(one.ids) for one in texts) <= PART_TOKENS
+        if fits:
+            self._last_interactive = time.monotonic()
         (self._interactive if fits else self._bulk).put(texts)
+
+    def _bulk_parts(self) -> int:
+        return 1 if time.monotonic() - self._last_interactive < QUIET_S else BULK
 
     async def _ask(self, part: list[_Text]) -> None:
         try:
@@ -232,10 +241,12 @@ class _Lane:
 
     Args:
         ask: sends one part; raises nothing.
-        most: parts under way at once.
+        most: parts under way at once, now.
     """
 
-    def __init__(self, ask: Callable[[list[_Text]], Coroutine[Any, Any, None]], most: int) -> None:
+    def __init__(
+        self, ask: Callable[[list[_Text]], Coroutine[Any, Any, None]], most: Callable[[], int]
+    ) -> None:
         self._ask, self._most = ask, most
         self._gathered: deque[_Text] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
@@ -250,7 +261,7 @@ class _Lane:
         self._send()
 
     def _send(self) -> None:
-        while self._gathered and len(self._under_way) < self._most:
+        while self._gathered and len(self._under_way) < self._most():
             task = asyncio.create_task(self._ask(self._part()))
             self._under_way.add(task)
             task.add_done_callback(self._done)
