@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,10 +113,17 @@ class Tokenizer:
             raise UnsupportedModel(f"tokenizer.json: {error}") from error
         return cls(tokenizer, spec)
 
-    @property
+    @cached_property
     def highest_id(self) -> int:
         """The highest id the tokenizer can give, added tokens included."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @cached_property
+    def ends(self) -> tuple[list[int], list[int]]:
+        """The ids that stand before those of every text, and those behind: [101], [102] of BERT."""
+        encoding = self._tokenizer.encode("a")
+        own = [place for place, mask in enumerate(encoding.special_tokens_mask) if not mask]
+        return encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Tokenizes the texts, each as if it were alone."""

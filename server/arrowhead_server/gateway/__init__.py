@@ -9,11 +9,12 @@
     rates.py       how often: in memory, or in a Redis that several gateways share
     bodies.py      how large, and how much memory that will take
     reread.py    files that are read again when they change
-    app.py       the FastAPI application: both dialects, health, metrics, the gate
+    app.py       the FastAPI application: all dialects, health, metrics, the gate
     tei.py       `/embed`, `/similarity`, `/info`, as HuggingFace's server (TEI) has them
     openai.py    `/v1/embeddings`, `/v1/models`, as OpenAI has them
-    web.py       what routes of either get and give: the model, and JSON
-    asking.py    what both dialects ask for, and the edge algebra that gives it
+    triton.py    `/v2/models/NAME/infer`, as Triton has it
+    web.py       what routes of each get and give: the model, and JSON
+    asking.py    what all dialects ask for, and the edge algebra that gives it
     embedder.py  texts to vectors: remembered, and asked for once however many ask
     failures.py  our errors as statuses and bodies, a dialect each
     metrics.py   what Prometheus reads

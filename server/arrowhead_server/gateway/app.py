@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The FastAPI application: both dialects, health, metrics, and a gate in front of them."""
+"""The FastAPI application: all dialects, health, metrics, and a gate in front of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from arrowhead_client import ArrowheadError, AsyncClient, InvalidInput, ServerError
-from arrowhead_server.gateway import failures, openai, tei
+from arrowhead_server.gateway import failures, openai, tei, triton
 from arrowhead_server.gateway.access import METADATA, Access
 from arrowhead_server.gateway.asking import Asking
 from arrowhead_server.gateway.bodies import MB, Bodies
@@ -75,7 +75,12 @@ def create_app(settings: Settings) -> FastAPI:
 
     def answer(path: str, error: ArrowheadError, param: str | None = None) -> Response:
         metrics.refused.labels(failures.reason(error)).inc()
-        failure = failures.openai(error, param) if path.startswith("/v1/") else failures.tei(error)
+        if path.startswith("/v1/"):
+            failure = failures.openai(error, param)
+        elif path.startswith("/v2/"):
+            failure = failures.triton(error)
+        else:
+            failure = failures.tei(error)
         response = json(failure.body, failure.status)
         response.headers.update(failure.headers)
         return response
@@ -90,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
     asked: Sequence[Any] = [Depends(HTTPBearer(auto_error=False))] if access.wanted else []
     app.include_router(tei.router, dependencies=asked)
     app.include_router(openai.router, dependencies=asked)
+    app.include_router(triton.router, dependencies=asked)
     _probe(app, metrics)
     if settings.tokens is not None:
 
@@ -108,7 +114,6 @@ def create_app(settings: Settings) -> FastAPI:
         ),
         most=settings.in_flight,
         metrics=metrics,
-        known=frozenset(app.openapi()["paths"]) | {"/metrics", "/docs", "/openapi.json"},
         answer=answer,
     )
     if settings.cors_origins:  # outermost: a preflight brings no key, and refusals are read too
@@ -136,13 +141,13 @@ def _probe(app: FastAPI, metrics: Metrics) -> None:
     wrong = Shared(lives)
     is_ready = Shared(lambda: app.state.asking.client.ready())
 
-    @app.get("/health")
+    @app.get("/health", response_class=Response, responses={503: {"model": failures.TritonFailure}})
     async def health() -> Response:
         """200 if a text that nobody asked before is embedded now, else 503. Tried once a second."""
         failed = await wrong()
         return Response(status_code=200) if failed is None else json({"error": failed}, 503)
 
-    @app.get("/ready")
+    @app.get("/ready", response_class=Response, responses={503: {"description": "Not ready"}})
     async def ready() -> Response:
         """200 if Triton says that the model is ready, else 503. Asked once a second."""
         return Response(status_code=200 if await is_ready() else 503)
@@ -188,6 +193,7 @@ def _answer_errors(app: FastAPI, answer: Callable[..., Response]) -> None:
             return answer(request.url.path, InvalidInput("body: no JSON"))
         response = answer(request.url.path, InvalidInput(f"{request.url.path}: {error.detail}"))
         response.status_code = error.status_code
+        response.headers.update(error.headers or {})  # of 405: which methods there are
         return response
 
     app.add_exception_handler(ArrowheadError, failed)

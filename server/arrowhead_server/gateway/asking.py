@@ -41,6 +41,10 @@ class TextTooLarge(InvalidInput):
     """A text that no model reads to its end, whatever its words."""
 
 
+class UnknownModel(ArrowheadError):
+    """The caller named a model that is not this gateway's."""
+
+
 class Answer(NamedTuple):
     """What came of a request's N texts.
 
@@ -100,6 +104,11 @@ class Asking:
             with suppress(ArrowheadError):  # those who ask are told
                 await self._look()
             await asyncio.sleep(WATCH_S)
+
+    def check_name(self, name: str) -> None:
+        """Refuses to be taken for another model; raises UnknownModel."""
+        if name != self.client.model:
+            raise UnknownModel(f"no model {name!r} here; wanted {self.client.model!r}")
 
     async def info(self) -> ModelInfo:
         """What the model says of itself, now or a moment ago."""
@@ -175,9 +184,11 @@ def _space(info: ModelInfo) -> tuple[int, str]:
 def _tokenizer(files: ModelFiles) -> Tokenizer:
     try:
         metadata = parse_metadata(files.metadata, "the served metadata.json")
-        return Tokenizer.certified(files.tokenizer, metadata, "the served tokenizer.json")
+        tokenizer = Tokenizer.certified(files.tokenizer, metadata, "the served tokenizer.json")
     except EngineError as error:
         raise UnexpectedResponse(f"{error}; is the server of another Arrowhead?") from error
+    tokenizer.highest_id  # noqa: B018 (0.1 s and more of a large vocabulary; remembered)
+    return tokenizer
 
 
 def _prefix(info: ModelInfo, options: Options) -> str:
@@ -192,11 +203,24 @@ async def _embed(
     else:
         if options.needs_prompts:
             raise InvalidInput("token ids have no prompt in front: send texts, or no prompt")
+        _check_ends(served.tokenizer, inputs)  # type: ignore[arg-type]
         embedded = await served([tuple(ids) for ids in inputs])  # type: ignore[arg-type]
     edge = options.edge(served.info.ranges if options.needs_ranges else None)
     vectors = np.stack([one.vector for one in embedded])
     tokens = [one.tokens for one in embedded]
     return Answer(edge(vectors), tokens, [one.truncated for one in embedded])
+
+
+def _check_ends(tokenizer: Tokenizer, inputs: Sequence[list[int]]) -> None:
+    """Another tokenizer's ids would give vectors that only look right; their ends tell."""
+    first, last = tokenizer.ends
+    for number, ids in enumerate(inputs):
+        if ids and (ids[: len(first)] != first or ids[len(ids) - len(last) :] != last):
+            raise InvalidInput(
+                f"input {number} has token ids from {ids[0]} to {ids[-1]}: the model's own "
+                f"tokenizer gives {first} first and {last} last. Send the text instead: in "
+                "LangChain, OpenAIEmbeddings(check_embedding_ctx_length=False)"
+            )
 
 
 async def _embed_texts(served: Embedder, texts: Sequence[str], options: Options) -> list[Embedded]:

@@ -97,7 +97,6 @@ class Embedder:
         self.counts = counts
         self._known: LRUCache[Key | bytes, Embedded] = LRUCache(entries)
         self._coming: dict[Key, asyncio.Future[Embedded]] = {}
-        self._highest_id = tokenizer.highest_id
         self._interactive = _Lane(self._ask, lambda: INTERACTIVE)
         self._bulk = _Lane(self._ask, self._bulk_parts)
         self._last_interactive = -QUIET_S
@@ -151,10 +150,10 @@ class Embedder:
             raise TextTooLong(
                 f"input {number} has {len(ids)} token ids: wanted {limit} at most; ids are not cut"
             )
-        if min(ids) < 0 or max(ids) > self._highest_id:
+        if min(ids) < 0 or max(ids) > self.tokenizer.highest_id:
             raise InvalidInput(
                 f"input {number} has ids of {min(ids)}..{max(ids)}: wanted those of the model's "
-                f"own tokenizer, 0..{self._highest_id}"
+                f"own tokenizer, 0..{self.tokenizer.highest_id}"
             )
 
     def _start(self, new: list[Key]) -> None:

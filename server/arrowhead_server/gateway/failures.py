@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from arrowhead_client import (
     ArrowheadError,
     InvalidInput,
@@ -15,7 +17,7 @@ from arrowhead_client import (
     TimedOut,
     Unavailable,
 )
-from arrowhead_server.gateway.asking import TextTooLarge, TooManyTexts
+from arrowhead_server.gateway.asking import TextTooLarge, TooManyTexts, UnknownModel
 
 RETRY_AFTER_S = 1
 
@@ -74,10 +76,6 @@ class TooDeep(Refused):
     """JSON that is nested deeper than any request is."""
 
 
-class UnknownModel(ArrowheadError):
-    """The caller named a model that is not this gateway's."""
-
-
 class _Kind(NamedTuple):
     """How each dialect names an error, and how metrics do."""
 
@@ -123,6 +121,39 @@ class Failure(NamedTuple):
     headers: dict[str, str]
 
 
+class TeiFailure(BaseModel):
+    """Why TEI's routes do not answer."""
+
+    error: str
+    error_type: str
+
+
+class OpenaiFault(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenaiFailure(BaseModel):
+    """Why OpenAI's routes do not answer."""
+
+    error: OpenaiFault
+
+
+class TritonFailure(BaseModel):
+    """Why Triton's routes do not answer."""
+
+    error: str
+
+
+def declared(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """A route's failures, for the OpenAPI page."""
+    return {"4XX": {"model": body}, "5XX": {"model": body}}
+
+
 def tei(error: ArrowheadError) -> Failure:
     """As text-embeddings-inference would answer."""
     kind = _kind(error)
@@ -145,6 +176,12 @@ def openai(error: ArrowheadError, param: str | None = None) -> Failure:
 def reason(error: ArrowheadError) -> str:
     """A word for metrics, one of a few."""
     return _kind(error).reason
+
+
+def triton(error: ArrowheadError) -> Failure:
+    """As Triton would answer over HTTP; its statuses are OpenAI's."""
+    status = _kind(error).openai_status
+    return Failure(status, {"error": str(error)}, _headers(status, error))
 
 
 def _kind(error: Exception) -> _Kind:

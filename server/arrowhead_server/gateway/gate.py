@@ -33,7 +33,6 @@ class Gate:
         bodies: reads what they send.
         most: requests that may be under way at once.
         metrics: told of each request.
-        known: the paths that there are, as metrics name them: others are their callers' choice.
         answer: makes a response of an error.
     """
 
@@ -45,11 +44,10 @@ class Gate:
         bodies: Bodies,
         most: int,
         metrics: Metrics,
-        known: frozenset[str],
         answer: Callable[[str, ArrowheadError], Response],
     ) -> None:
         self._app, self._access, self._rates, self._bodies = app, access, rates, bodies
-        self._most, self._metrics, self._known, self._answer = most, metrics, known, answer
+        self._most, self._metrics, self._answer = most, metrics, answer
         self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +55,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, status, began = scope["path"], 500, time.perf_counter()
+        status, began = 500, time.perf_counter()
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -66,14 +64,14 @@ class Gate:
             await send(message)
 
         try:
-            if path in OPEN:
+            if scope["path"] in OPEN and scope["method"] in ("GET", "HEAD"):
                 await self._app(scope, receive, watched)
             else:
                 await self._let_in(scope, receive, watched)
         finally:
-            self._metrics.seconds.labels(path if path in self._known else "other", status).observe(
-                time.perf_counter() - began
-            )
+            # As they are written in routes: what callers put into a path is their own choice.
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.seconds.labels(route, status).observe(time.perf_counter() - began)
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         told: dict[str, str] = {}
