@@ -159,7 +159,10 @@ def test_probes_metrics_and_pages_are_open_and_nothing_else(ask: httpx.Client) -
         "/openapi.json": 200,
         "/info": 401,
     }
-    for path in ("/v1/models", "/no/such", "/health/", "//health", "/docs/../info"):
+    infer = ask.post("/v2/models/minilm/infer", json={})
+    assert (infer.status_code, set(infer.json())) == (401, {"error"})
+    assert ask.post("/docs").status_code == 401
+    for path in ("/", "/v1/models", "/no/such", "/health/", "//health", "/docs/../info"):
         assert ask.get(path, follow_redirects=False).status_code == 401, path
     schemes = ask.get("/openapi.json").json()["components"]["securitySchemes"]
     assert schemes["HTTPBearer"]["scheme"] == "bearer"

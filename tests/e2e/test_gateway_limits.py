@@ -93,8 +93,8 @@ def refusals(url: str, reason: str) -> float:
         (["a", "b" * 100_001], (413, 400), "text 1 has 100001 characters: wanted 100000", "text"),
         ("ü" * 100_001, (413, 400), "text 0 has 100001 characters", "text"),
         (["a"] * 2049, (413, 400), "2049 texts: wanted 2048 at most a request", "texts"),
-        ([[7]] * 2049, (413, 400), "2049 texts: wanted 2048 at most a request", "texts"),
-        ([[7] * 257], (413, 400), "has 257 token ids: wanted 256 at most", "length"),
+        ([[101, 102]] * 2049, (413, 400), "2049 texts: wanted 2048 at most a request", "texts"),
+        ([[101, *[7] * 255, 102]], (413, 400), "has 257 token ids: wanted 256 at most", "length"),
         (["a"] * 20_000, (413, 413), "MB of memory to answer; wanted 512 at most", "body"),
         ("x" * 17 * MB, (413, 413), "a body of more than 16 MB", "body"),
     ],
@@ -115,7 +115,7 @@ def test_as_much_as_a_request_may_hold(url: str) -> None:
     assert httpx.post(url + TEI, json={"inputs": long, "truncate": True}).status_code == 200
     body = {"input": long, "model": "minilm", "truncate": "end"}
     assert httpx.post(url + OPENAI, json=body).status_code == 200
-    (tei, other) = both(url, [[7] * 256])
+    (tei, other) = both(url, [[101, *[7] * 254, 102]])
     assert (tei.status_code, other.status_code) == (200, 200)
     for path in ("/tokenize", "/similarity"):
         inputs: Any = "b" * 100_001
@@ -187,9 +187,11 @@ def test_a_rate_is_told_and_kept(start: Start) -> None:
         assert answer.headers["RateLimit-Remaining"] == "0"
         assert 0 < int(answer.headers["Retry-After"]) <= 60
     assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+    triton = httpx.post(f"{url}/v2/models/minilm/infer", json={})
+    assert (triton.status_code, set(triton.json())) == (429, {"error"})
     for _ in range(6):  # those who look after it are not counted
         assert httpx.get(f"{url}/ready").status_code == 200
-    assert refusals(url, "rate") == 2
+    assert refusals(url, "rate") == 3
 
 
 def test_who_waits_as_told_is_let_in_again(start: Start) -> None:
