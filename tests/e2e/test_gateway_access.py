@@ -150,11 +150,12 @@ def test_a_strangers_body_is_not_read(ask: httpx.Client) -> None:
 def test_probes_metrics_and_pages_are_open_and_nothing_else(ask: httpx.Client) -> None:
     assert {
         path: ask.get(path).status_code
-        for path in ("/health", "/ready", "/metrics", "/docs", "/openapi.json", "/info")
+        for path in ("/health", "/ready", "/metrics", "/", "/docs", "/openapi.json", "/info")
     } == {
         "/health": 200,
         "/ready": 200,
         "/metrics": 200,
+        "/": 200,
         "/docs": 200,
         "/openapi.json": 200,
         "/info": 401,
@@ -162,7 +163,8 @@ def test_probes_metrics_and_pages_are_open_and_nothing_else(ask: httpx.Client) -
     infer = ask.post("/v2/models/minilm/infer", json={})
     assert (infer.status_code, set(infer.json())) == (401, {"error"})
     assert ask.post("/docs").status_code == 401
-    for path in ("/", "/v1/models", "/no/such", "/health/", "//health", "/docs/../info"):
+    assert ask.post("/", json=BODY).status_code == 401
+    for path in ("/v1/models", "/no/such", "/health/", "//health", "/docs/../info"):
         assert ask.get(path, follow_redirects=False).status_code == 401, path
     schemes = ask.get("/openapi.json").json()["components"]["securitySchemes"]
     assert schemes["HTTPBearer"]["scheme"] == "bearer"
@@ -443,6 +445,7 @@ def test_what_it_cannot_run_with_is_told_in_a_line(
         (["--rate-store", "redis://localhost"], "counts for --rate"),
         (["--rate", "1/second", "--rate-store", "memcached://x"], "wanted redis://host:port"),
         (["--rate-store", "redis://:secret@localhost"], "ARROWHEAD_RATE_STORE"),
+        (["--rate", "1/second", "--rate-store", "redis://h:secret"], "wanted redis://"),
         (["--cors-origin", "app.example.org"], "wanted such as https://app.example.org"),
     ):
         result = run(*options)

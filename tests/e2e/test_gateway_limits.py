@@ -430,7 +430,7 @@ def test_a_long_list_gets_on_beside_many_short_ones(start: Start) -> None:
     assert meanwhile > 30
 
 
-def test_memory_stays_where_it_is_told_to(gateway: Running) -> None:
+def test_memory_stays_where_it_is_told_to(gateway: Running, measured: Callable[..., None]) -> None:
     """Many callers, each with as large a request as there may be."""
     process, url = gateway
     texts = [f"{number}{' ' * 7000}" for number in range(2048)]
@@ -465,6 +465,8 @@ def test_memory_stays_where_it_is_told_to(gateway: Running) -> None:
     for answer in answers:
         if answer.status_code != 200:
             assert "of memory" in told(answer)
+    measured("memory at most", most / MB, "MB")
+    measured("answered", statuses.count(200), "of 16")
     assert most < 512 * MB
     assert [answer.status_code for answer in both(url, "a small one")] == [200, 200]
     assert "arrowhead_gateway_memory_bytes 0.0" in httpx.get(f"{url}/metrics").text

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import Scope
 
-from arrowhead_server.gateway import keys
+from arrowhead_server.gateway import keys, page
 from arrowhead_server.gateway.failures import Forbidden, Unauthorized
 from arrowhead_server.gateway.keys import Keys
 from arrowhead_server.gateway.reread import Reread
@@ -23,7 +23,8 @@ from arrowhead_server.gateway.tokens import Tokens
 
 KEYS_VARIABLE = "ARROWHEAD_GATEWAY_KEYS"
 METADATA = "/.well-known/oauth-protected-resource"
-# What tells nothing of texts or models: probes, metrics, and the pages that describe the routes.
+# What tells nothing of texts or models: probes, metrics, the page, and those that describe routes.
+# Of these GET and HEAD only: a POST to "/" embeds.
 OPEN = frozenset(
     {
         "/health",
@@ -34,6 +35,7 @@ OPEN = frozenset(
         "/redoc",
         "/openapi.json",
         METADATA,
+        *page.PATHS,
     }
 )
 

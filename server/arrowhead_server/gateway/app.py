@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from arrowhead_client import ArrowheadError, AsyncClient, InvalidInput, ServerError
-from arrowhead_server.gateway import failures, openai, tei, triton
+from arrowhead_server.gateway import failures, openai, page, tei, triton
 from arrowhead_server.gateway.access import METADATA, Access
 from arrowhead_server.gateway.asking import Asking
 from arrowhead_server.gateway.bodies import MB, Bodies
@@ -96,6 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(tei.router, dependencies=asked)
     app.include_router(openai.router, dependencies=asked)
     app.include_router(triton.router, dependencies=asked)
+    app.include_router(page.router)
     _probe(app, metrics)
     if settings.tokens is not None:
 

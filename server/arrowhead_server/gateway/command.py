@@ -52,7 +52,7 @@ For others than this machine, with keys, TLS and a rate:
   arrowhead gateway --host 0.0.0.0 --keys gateway.keys --rate 100/second \\
       --tls-cert cert.pem --tls-key key.pem
 
-The page of all routes is at /docs.
+A page to try it with is at /, that of all routes at /docs.
 """
 
 
@@ -247,7 +247,7 @@ def gateway(
     """Serve JSON over HTTP in front of Triton: TEI's and OpenAI's routes.
 
     On this machine only, unless --host says otherwise. It needs a running `arrowhead serve`.
-    /health, /ready, /metrics and the pages at /docs ask nobody for a key.
+    /health, /ready, /metrics and the pages at / and /docs ask nobody for a key.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("arrowhead_server").setLevel(logging.INFO)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from limits import parse
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
-from limits.errors import StorageError
+from limits.errors import ConfigurationError, StorageError
 
 from arrowhead_server.gateway.failures import TooFast
 from arrowhead_server.gateway.settings import BadSetting
@@ -92,15 +92,21 @@ class Rates:
 
 
 def _redis(store: str) -> RedisStorage:
-    place = urlsplit(store)
-    if place.scheme not in ("redis", "rediss") or not place.hostname:
-        # Not the text itself, which may hold a password.
-        raise BadSetting("the rates' store: wanted redis://host:port or rediss://host:port")
-    return RedisStorage(
-        f"async+{store}",
-        implementation="redispy",
-        wrap_exceptions=True,
-        key_prefix="arrowhead",
-        socket_timeout=_ANSWER_S,
-        socket_connect_timeout=_ANSWER_S,
-    )
+    try:
+        place = urlsplit(store)
+        if place.scheme not in ("redis", "rediss") or not place.hostname:
+            raise ValueError
+        return RedisStorage(
+            f"async+{store}",
+            implementation="redispy",
+            wrap_exceptions=True,
+            key_prefix="arrowhead",
+            socket_timeout=_ANSWER_S,
+            socket_connect_timeout=_ANSWER_S,
+        )
+    except (ConfigurationError, ValueError):
+        # Neither the text nor what is said of it, which may hold a password.
+        raise BadSetting(
+            "the rates' store: wanted redis://:password@host:port or rediss://…, of a password "
+            "what is no letter or digit as %XX"
+        ) from None
