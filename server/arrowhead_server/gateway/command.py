@@ -95,6 +95,17 @@ def _origin(_context: click.Context, _parameter: click.Parameter, value: tuple[s
     return value
 
 
+def _address(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> Any:
+    for address in value:
+        try:
+            ipaddress.ip_network(address)
+        except ValueError:
+            raise click.BadParameter(
+                f"{address!r}: wanted such as 10.0.0.7 or 10.0.0.0/8"
+            ) from None
+    return value
+
+
 def _no_password(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
     on_line = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
     if value and on_line and urlsplit(value).password:
@@ -136,7 +147,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--proxy",
     multiple=True,
     metavar="ADDRESS",
-    help="A proxy in front, whose X-Forwarded-For is believed. May be repeated.",
+    callback=_address,
+    help="A proxy in front, or a network of such, whose X-Forwarded-For is believed. May be "
+    "repeated.",
 )
 @_option(
     _LISTEN,

@@ -28,6 +28,7 @@ LEEWAY_S = 30  # between the issuer's clock and ours
 LIFETIME_S = 300.0  # for so long keys that were fetched are not fetched again
 COOLDOWN_S = 10.0  # between two fetches, whatever tokens name and whatever came of the first
 _FETCH_S = 5.0
+_NO_KEYS = (OSError, ValueError, TypeError, AttributeError, jwt.PyJWTError)
 _LOG = logging.getLogger(__name__)
 
 
@@ -99,7 +100,7 @@ def _keys_of(jwks: str) -> Callable[[str | None], Awaitable[PyJWK | None]]:
 def _read(path: Path) -> PyJWKSet:
     try:
         return PyJWKSet.from_dict(json.loads(text_of(path)))
-    except (ValueError, AttributeError, jwt.PyJWTError) as error:
+    except _NO_KEYS as error:
         raise BadSetting(f"{path} is no JSON Web Key Set: {error}") from error
 
 
@@ -139,7 +140,7 @@ class _Fetched:
             told = await asyncio.to_thread(self._client.fetch_data)
             self._known = PyJWKSet.from_dict(told)
             self._came = time.monotonic()
-        except (ValueError, jwt.PyJWTError) as error:
+        except _NO_KEYS as error:
             _LOG.warning("no keys from %s: %s", self._client.uri, error)
         finally:
             self._asked, self._fetching = time.monotonic(), None
