@@ -205,8 +205,8 @@ async def test_long_texts_are_remembered_without_being_kept(
 ) -> None:
     transport.open.set()
     embedder = await embedder_of(transport, tokenizer)
-    texts = [LONG + end for end in ("a", "b", "ü", "\u00fc ")]
-    ids = [tuple([101, *[7] * 200, last]) for last in (8, 9)]
+    texts = [LONG + end for end in ("a", "b", "ü", "u\u0308")]
+    ids = [(101, *[7] * 200, last) for last in (8, 9)]
     first = await embedder([*texts, *ids])
     again = await embedder([*texts, *ids])
     assert all(one is other for one, other in zip(first, again, strict=True))

@@ -107,6 +107,6 @@ def _redis(store: str) -> RedisStorage:
     except (ConfigurationError, ValueError):
         # Neither the text nor what is said of it, which may hold a password.
         raise BadSetting(
-            "the rates' store: wanted redis://:password@host:port, or rediss:// for TLS; what is no "
-            "letter or digit in the password as %XX"
+            "the rates' store: wanted redis://:password@host:port, or rediss:// for TLS; of the "
+            "password what is no letter or digit as %XX"
         ) from None
