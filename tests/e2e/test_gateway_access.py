@@ -449,7 +449,7 @@ def test_what_it_cannot_run_with_is_told_in_a_line(
         ),
         (["--rate-store", "redis://:secret@localhost"], "ARROWHEAD_RATE_STORE"),
         (["--rate", "1/second", "--rate-store", "redis://h:secret"], "wanted redis://"),
-        (["--proxy", "*"], "wanted 10.0.0.7"),
+        (["--proxy", "*"], "such as 10.0.0.7"),
         (["--cors-origin", "app.example.org"], "wanted such as https://app.example.org"),
     ):
         result = run(*options)

@@ -430,11 +430,15 @@ def test_a_long_list_gets_on_beside_many_short_ones(start: Start) -> None:
     assert meanwhile > 30
 
 
-def test_memory_stays_where_it_is_told_to(gateway: Running, measured: Callable[..., None]) -> None:
+@pytest.mark.parametrize("wide", ["", "🙂"])  # which makes a text's spaces four times as wide
+def test_memory_stays_where_it_is_told_to(
+    start: Start, measured: Callable[..., None], wide: str
+) -> None:
     """Many callers, each with as large a request as there may be."""
-    process, url = gateway
-    texts = [f"{number}{' ' * 7000}" for number in range(2048)]
-    body = json.dumps({"inputs": texts, "truncate": True}).encode()
+    process, url = start()
+    texts = [f"{number}{wide}{' ' * 7000}" for number in range(2048)]
+    wish = {"inputs": texts, "truncate": True}
+    body = json.dumps(wish, ensure_ascii=False).encode()
     assert 14 * MB < len(body) < 16 * MB
     bomb = b'{"inputs": [' + b"[]," * 5_000_000 + b"[]]}"
     here = psutil.Process(process.pid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -29,7 +30,19 @@ def nested(depth: int, pair: str = "[]") -> bytes:
 def test_only_what_stands_outside_strings_counts(texts: list[str], ascii: bool) -> None:  # noqa: A002
     body = json.dumps({"inputs": texts}, ensure_ascii=ascii).encode()
     plain = json.dumps({"inputs": ["a"] * len(texts)}).encode()
-    assert need(body, MUCH) - 3 * len(body) == need(plain, MUCH) - 3 * len(plain)
+    widest = max("".join(texts), default="a")
+    width = 4 if widest > "\uffff" else 2 if ascii and widest > "\x7f" else 1
+    assert need(body, MUCH) - (1 + 3 * width) * len(body) == need(plain, MUCH) - 4 * len(plain)
+
+
+@pytest.mark.parametrize(
+    ("text", "width"), [("a", 1), ("ü", 1), ("Ā", 2), ("快", 2), ("\ue000", 2), ("🙂", 4)]
+)
+def test_wide_characters_widen_all_beside_them(text: str, width: int) -> None:
+    body = f'["{text}{"a" * 1000}"]'.encode()
+    assert need(body, MUCH) == (1 + 3 * width) * len(body) + 2 * 32_768
+    python = sys.getsizeof(text + "a" * 1000) - sys.getsizeof(text)
+    assert python == 1000 * width
 
 
 def _around(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:

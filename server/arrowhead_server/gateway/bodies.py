@@ -22,12 +22,16 @@ MB = 10**6
 MOST_DEPTH = 16  # of JSON; the requests that there are have 3 at most
 READ_S = 30.0
 # What a request is taken to need. Of a text, or a list of ids: its vector of some hundred to a
-# thousand components, as numbers and as JSON.
-_PER_TEXT, _PER_VALUE, _PER_BYTE = 32_768, 64, 3
+# thousand components, as numbers and as JSON. Of a byte: itself, and as a character of the decoded
+# body, of its text, and of its text with a prompt in front.
+_PER_TEXT, _PER_VALUE, _COPIES = 32_768, 64, 3
 
 _STRING = re.compile(rb'"[^"]*"?')
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+# UTF-8's first bytes of characters that Python keeps in four bytes, and in two or more.
+_BUT_FOUR = bytes(set(range(256)) - set(range(0xF0, 0xF8)))
+_BUT_TWO = bytes(set(range(256)) - set(range(0xC4, 0xF8)))
 
 
 class Bodies:
@@ -85,7 +89,7 @@ class Bodies:
                     raise TooLarge(
                         f"a body of more than {self._most / MB:g} MB: send fewer texts a request"
                     )
-                hold(_PER_BYTE * size)
+                hold((1 + _COPIES) * size)
                 if not message.get("more_body"):
                     return {**message, "body": b"".join(parts)}
 
@@ -117,7 +121,7 @@ def need(body: bytes, most: int) -> int:
         TooDeep: it is nested deeper than `MOST_DEPTH`.
     """
     plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    found = _PER_BYTE * len(body) + _PER_TEXT * (plain.count(b'"') // 2)
+    found = (1 + _COPIES * _width(body)) * len(body) + _PER_TEXT * (plain.count(b'"') // 2)
     if found > most:
         return found
     outside = _STRING.sub(b"", plain)
@@ -129,3 +133,10 @@ def need(body: bytes, most: int) -> int:
     if brackets:
         raise TooDeep(f"body: no JSON, or nested deeper than {MOST_DEPTH} levels")
     return found
+
+
+def _width(body: bytes) -> int:
+    """Bytes of a character in memory: one wide character makes all of its string as wide."""
+    if body.translate(None, _BUT_FOUR) or b"\\ud" in body or b"\\uD" in body:
+        return 4
+    return 2 if body.translate(None, _BUT_TWO) or b"\\u" in body else 1
