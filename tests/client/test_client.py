@@ -153,7 +153,7 @@ def test_no_texts(call: Call) -> None:
 
 
 def test_arrow_shares_the_vectors_memory(call: Call) -> None:
-    from arrowhead_client._plan import to_arrow
+    from arrowhead_client._arrow import to_arrow
 
     array = call(FakeTransport(), "embed_arrow", ["a", "b"])
     assert array.type == pa.list_(pa.float32(), 8)
@@ -395,8 +395,8 @@ def test_all_errors_are_in_the_tree() -> None:
     [
         ("import arrowhead_client", ["grpc", "aiohttp", "tritonclient", "gevent", "pyarrow"]),
         ("import arrowhead_client.cli", ["grpc", "aiohttp", "tritonclient", "pyarrow"]),
-        ("import arrowhead_client as a; a.Client('grpc://h')", ["aiohttp", "gevent"]),
-        ("import arrowhead_client as a; a.Client('http://h')", ["grpc"]),
+        ("import arrowhead_client as a; a.Client('grpc://h')", ["aiohttp", "gevent", "pyarrow"]),
+        ("import arrowhead_client as a; a.Client('http://h')", ["grpc", "gevent", "pyarrow"]),
         ("import arrowhead_client as a; a.GrpcTransport, a.HttpTransport", []),
     ],
 )
