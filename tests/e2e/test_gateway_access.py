@@ -449,6 +449,7 @@ def test_what_it_cannot_run_with_is_told_in_a_line(
         ),
         (["--rate-store", "redis://:secret@localhost"], "ARROWHEAD_RATE_STORE"),
         (["--rate", "1/second", "--rate-store", "redis://h:secret"], "wanted redis://"),
+        (["--max-texts", "20000"], "wanted more than that as --max-memory-mb, which is 512"),
         (["--proxy", "*"], "such as 10.0.0.7"),
         (["--cors-origin", "app.example.org"], "wanted such as https://app.example.org"),
     ):

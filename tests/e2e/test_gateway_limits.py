@@ -227,13 +227,14 @@ def test_forwarded_addresses_are_believed_of_a_named_proxy_only(start: Start) ->
             httpx.post(
                 url + TEI, json={"inputs": "a"}, headers={"X-Forwarded-For": address}
             ).status_code
-            for address in ("192.0.2.1", "192.0.2.2", "192.0.2.2", "2001:db8::1", "2001:db8::2")
+            for address in addresses
         ]
 
+    addresses = ("192.0.2.1", "192.0.2.2", "::ffff:192.0.2.2", "2001:db8::1", "2001:db8::2", "a:b")
     _, alone = start("--rate=1/hour")
     _, behind = start("--rate=1/hour", "--proxy=127.0.0.1")
-    assert statuses(alone) == [200, 429, 429, 429, 429]
-    assert statuses(behind) == [200, 200, 429, 200, 429]  # of IPv6 a network is one caller
+    assert statuses(alone) == [200, 429, 429, 429, 429, 429]
+    assert statuses(behind) == [200, 200, 429, 200, 429, 200]  # of IPv6 a network is one caller
 
 
 PASSWORD = secrets.token_hex(16)

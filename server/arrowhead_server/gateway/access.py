@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -117,7 +118,9 @@ def address(scope: Scope) -> str:
     """Of the one who asks; of IPv6 the network, of which a caller has all addresses."""
     host = (scope.get("client") or ("unknown", 0))[0]
     if ":" in host:
-        host = str(ipaddress.ip_network((host, 64), strict=False))
+        with suppress(ValueError):  # a proxy's word for it, which may be any
+            met = ipaddress.IPv6Address(host.partition("%")[0])
+            host = str(met.ipv4_mapped or ipaddress.ip_network((met, 64), strict=False))
     return f"address:{host}"
 
 

@@ -24,7 +24,7 @@ READ_S = 30.0
 # What a request is taken to need. Of a text, or a list of ids: its vector of some hundred to a
 # thousand components, as numbers and as JSON. Of a byte: itself, and as a character of the decoded
 # body, of its text, and of its text with a prompt in front.
-_PER_TEXT, _PER_VALUE, _COPIES = 32_768, 64, 3
+PER_TEXT, _PER_VALUE, _COPIES = 32_768, 64, 3
 
 _STRING = re.compile(rb'"[^"]*"?')
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
@@ -121,12 +121,12 @@ def need(body: bytes, most: int) -> int:
         TooDeep: it is nested deeper than `MOST_DEPTH`.
     """
     plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    found = (1 + _COPIES * _width(body)) * len(body) + _PER_TEXT * (plain.count(b'"') // 2)
+    found = (1 + _COPIES * _width(body)) * len(body) + PER_TEXT * (plain.count(b'"') // 2)
     if found > most:
         return found
     outside = _STRING.sub(b"", plain)
     brackets = outside.translate(_BRACKETS, _NO_BRACKETS)
-    found += _PER_TEXT * brackets.count(b"[") + _PER_VALUE * outside.count(b",")
+    found += PER_TEXT * brackets.count(b"[") + _PER_VALUE * outside.count(b",")
     # The innermost pairs go, a level at a time.
     for _ in range(MOST_DEPTH):
         brackets = brackets.replace(b"[]", b"")

@@ -22,6 +22,7 @@ from arrowhead_server.address import LOOPBACK
 from arrowhead_server.gateway.access import KEYS_VARIABLE
 from arrowhead_server.gateway.app import create_app
 from arrowhead_server.gateway.asking import MOST_CHARACTERS, MOST_TEXTS
+from arrowhead_server.gateway.bodies import MB, PER_TEXT
 from arrowhead_server.gateway.embedder import ENTRIES, PART_TEXTS
 from arrowhead_server.gateway.keys import add, line, new
 from arrowhead_server.gateway.protocol import CappedProtocol
@@ -274,6 +275,12 @@ def gateway(
     )
     if settings.rate_store and not settings.rate:
         raise click.UsageError("--rate-store counts for --rate, which is not given")
+    needed_mb = settings.most_texts * PER_TEXT / MB
+    if needed_mb >= settings.most_memory_mb:
+        raise click.UsageError(
+            f"--max-texts {settings.most_texts} take about {needed_mb:.0f} MB of memory: wanted "
+            f"more than that as --max-memory-mb, which is {settings.most_memory_mb:g}"
+        )
     _check_tls(tls_cert, tls_key)
     _check_open(settings, host, open=open, private=tls_cert is not None or bool(proxy))
     app = create_app(settings)
