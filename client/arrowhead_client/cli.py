@@ -37,6 +37,9 @@ COMMANDS = {
     "gateway": Command(
         "arrowhead_server.gateway.command:gateway", "gateway", "Serve JSON over HTTP."
     ),
+    "gateway-key": Command(
+        "arrowhead_server.gateway.command:gateway_key", "gateway", "Make an API key for a gateway."
+    ),
     "info": Command("arrowhead_client.commands:info", None, "Tell what a served model is."),
     "inspect": Command("arrowhead_engine.inspect:inspect", "engine", "Look into a weight file."),
     "models": Command(

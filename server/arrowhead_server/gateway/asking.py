@@ -28,12 +28,17 @@ from arrowhead_engine.spec import parse_metadata
 from arrowhead_engine.tokenizer import Tokenizer
 from arrowhead_server.gateway.embedder import ENTRIES, Counts, Embedded, Embedder
 
+MOST_CHARACTERS = 100_000  # of a text; a model reads 64 for each token of its limit at the most
 MOST_TEXTS = 2048  # in a request, as OpenAI has it; Triton is asked in parts
 WATCH_S = 1.0  # for so long after another version went live the one before is asked
 
 
 class TooManyTexts(InvalidInput):
     """More texts than a request may hold."""
+
+
+class TextTooLarge(InvalidInput):
+    """A text that no model reads to its end, whatever its words."""
 
 
 class UnknownModel(ArrowheadError):
@@ -61,6 +66,7 @@ class Asking:
         client: asks Triton; stays its owner's.
         entries: texts remembered.
         most_texts: in a request.
+        most_characters: of a text.
 
     Attributes:
         client, most_texts: as given.
@@ -68,10 +74,15 @@ class Asking:
     """
 
     def __init__(
-        self, client: AsyncClient, entries: int = ENTRIES, most_texts: int = MOST_TEXTS
+        self,
+        client: AsyncClient,
+        entries: int = ENTRIES,
+        most_texts: int = MOST_TEXTS,
+        most_characters: int = MOST_CHARACTERS,
     ) -> None:
         self.client = client
         self.most_texts = most_texts
+        self._most_characters = most_characters
         self.counts = Counts()
         self._entries = entries
         self._live: Embedder | None = None
@@ -81,6 +92,11 @@ class Asking:
     def remembered(self) -> int:
         """How many texts are."""
         return 0 if self._live is None else len(self._live)
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """How many texts wait for their turn at Triton, by lane."""
+        return {"interactive": 0, "bulk": 0} if self._live is None else self._live.waiting
 
     async def watch(self) -> None:
         """Looks for another version for as long as it runs."""
@@ -107,8 +123,7 @@ class Asking:
         """
         if not inputs:
             raise InvalidInput("no texts: wanted one at least")
-        if len(inputs) > self.most_texts:
-            raise TooManyTexts(f"{len(inputs)} texts: wanted {self.most_texts} at most a request")
+        self.check(inputs)
         served = await self._served()
         try:
             return await _embed(served, inputs, options)
@@ -118,6 +133,23 @@ class Asking:
             if await self._look() is served and await self._look() is served:
                 raise
         return await _embed(await self._served(), inputs, options)
+
+    def check(self, inputs: Sequence[str] | Sequence[list[int]]) -> None:
+        """That a request holds no more than it may.
+
+        Raises:
+            TooManyTexts: too many texts.
+            TextTooLarge: too many characters of one.
+        """
+        if len(inputs) > self.most_texts:
+            raise TooManyTexts(f"{len(inputs)} texts: wanted {self.most_texts} at most a request")
+        most = self._most_characters
+        for number, text in enumerate(inputs):
+            if isinstance(text, str) and len(text) > most:
+                raise TextTooLarge(
+                    f"text {number} has {len(text)} characters: wanted {most} at most; cut it, or "
+                    "send it in parts"
+                )
 
     async def prefix(self, options: Options) -> str:
         """What the options put in front of each text."""
