@@ -15,6 +15,7 @@ from arrowhead_client import (
     ArrowheadError,
     AsyncClient,
     InvalidInput,
+    InvalidRequest,
     ModelFiles,
     ModelInfo,
     ModelNotFound,
@@ -166,15 +167,23 @@ class Asking:
         return await asyncio.shield(self._looking)
 
     async def _looked(self) -> Embedder:
-        info = await self.client.info()
         live = self._live
-        if live is None or _space(live.info) != _space(info):
-            files = await self.client.files(info)
-            tokenizer = await asyncio.to_thread(_tokenizer, files)
-            live = Embedder(self.client, info, tokenizer, self.counts, self._entries)
+        try:
+            info = await self.client.info()
+            if live is None or _space(live.info) != _space(info):
+                live = await self._opened(info)
+        except InvalidRequest as error:  # not what a caller of the gateway sent
+            raise UnexpectedResponse(
+                f"the served model does not tell what it is: convert it again. {error}",
+                status=error.status,
+            ) from error
         live.info = info  # its prompts may be others
         self._live = live
         return live
+
+    async def _opened(self, info: ModelInfo) -> Embedder:
+        tokenizer = await asyncio.to_thread(_tokenizer, await self.client.files(info))
+        return Embedder(self.client, info, tokenizer, self.counts, self._entries)
 
 
 def _space(info: ModelInfo) -> tuple[int, str]:
