@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from arrowhead_client._client import Client
 
 # After a full stop and blanks, after a line's end, after a full stop of a language without blanks.
-_SENTENCE = re.compile(r"(?<=[.!?…])\s+|\n+|(?<=[。！？])")
+_SENTENCE = re.compile(r"(?<=[.!?…])\s+|\n+|(?<=[\u3002\uff01\uff1f])")
 _CHARS_AT_ONCE = 16_384  # of a text, sent to be counted: more than any model reads of it
 
 

@@ -68,7 +68,7 @@ class Store:
 
     def __init__(self, path: Path, table: Table) -> None:
         self.path = path
-        self._table = table
+        self._table: Any = table  # its own types lack some of what it does
 
     @classmethod
     def create(cls, path: Path, description: Description) -> Store:
@@ -118,7 +118,8 @@ class Store:
     def schema(self) -> pa.Schema:
         """The columns, `OWN` and a field each."""
         with _errors(self.path):
-            return self._table.schema
+            schema: pa.Schema = self._table.schema
+            return schema
 
     @property
     def fields(self) -> list[str]:
@@ -199,15 +200,20 @@ class Store:
             )
 
     def delete(self, ids: Sequence[str]) -> int:
-        """Removes documents; how many of these there were."""
+        """Removes documents; how many of these there were.
+
+        Raises:
+            IndexBusy: somebody else is writing.
+        """
         removed = 0
-        with _errors(self.path):
-            for some in _chunks(ids):
+        with self.writing(), _errors(self.path):
+            for some in _chunks(list(dict.fromkeys(ids))):
                 chosen = _among(some)
                 there = int(self._table.count_rows(f"{chosen} AND {PART} = 0"))
                 if there:
                     self._table.delete(chosen)
                 removed += there
+            self.tidy()
         return removed
 
     def tidy(self) -> None:
@@ -241,7 +247,7 @@ class Store:
             return list(query.where(f"({where})").to_list())
         except ValueError as error:
             raise InvalidInput(
-                f"the filter {where!r} cannot be read ({_first_line(error)}). Fields: "
+                f"the filter {where!r} cannot be read ({_said(error)}). Fields: "
                 f"{self._known_fields()}; such as: year > 2020 AND source = 'a'"
             ) from error
         except (RuntimeError, OSError) as error:
@@ -291,12 +297,13 @@ def _errors(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, error: Exception) -> IndexDamaged:
-    return IndexDamaged(f"{path} cannot be used ({_first_line(error)}). Build it anew")
+    return IndexDamaged(f"{path} cannot be used ({_said(error)}). Build it anew")
 
 
-def _first_line(error: Exception) -> str:
-    """What LanceDB says, without the place in its source."""
-    return " ".join(str(error).split()).partition(", /")[0].removeprefix("Invalid input, ")
+def _said(error: Exception) -> str:
+    """What LanceDB says, without the place in its source and the columns that are not for users."""
+    said = " ".join(str(error).split()).partition(", /")[0]
+    return said.removeprefix("Invalid input, ").partition(" Valid fields are")[0]
 
 
 def _among(ids: Sequence[str]) -> str:

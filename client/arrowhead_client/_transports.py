@@ -209,9 +209,9 @@ class FakeTransport(Transport):
         words = np.array([[len(text.split())] for text in request.texts], np.int32)
         counted = {"length": np.minimum(words, _MOST_TOKENS), "truncated": words > _MOST_TOKENS}
         if "tokens" in request.outputs:
-            return counted | _words(request.texts)
+            return {**counted, **_words(request.texts)}
         vectors = [_vector(text, self.dimension) for text in request.texts]
-        return counted | {"embeddings": np.stack(vectors)}
+        return {**counted, "embeddings": np.stack(vectors)}
 
     def _info(self) -> bytes:
         ranges = np.array([[-1.0], [1.0]], "<f4").repeat(self.dimension, axis=1)

@@ -168,10 +168,7 @@ class Index:
         """
         if isinstance(ids, str) or not all(isinstance(one, str) for one in ids):
             raise InvalidInput(f"ids={ids!r:.80}: wanted a list of strings")
-        with self._store.writing():
-            removed = self._store.delete(list(dict.fromkeys(ids)))
-            self._store.tidy()
-        return removed
+        return self._store.delete(ids)
 
     def search(self, query: str, *, limit: int = 10, where: str | None = None) -> list[Hit]:
         """The documents nearest to a query, the best first.
