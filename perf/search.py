@@ -168,8 +168,8 @@ def measure(data: RetrievalSet, source: str, repository: Path, *, quick: bool) -
 
 def _part(data: RetrievalSet) -> RetrievalSet:
     """The documents that a few queries are judged on, and some others."""
-    judged = data.judged[:_QUICK_QUERIES]
-    kept = sorted({number for row in judged for number in row} | set(range(_QUICK_DOCUMENTS)))
+    judged, few = data.judged[:_QUICK_QUERIES], min(_QUICK_DOCUMENTS, len(data.documents))
+    kept = sorted({number for row in judged for number in row} | set(range(few)))
     place = {old: new for new, old in enumerate(kept)}
     return RetrievalSet(
         [data.documents[old] for old in kept],
@@ -297,8 +297,8 @@ def page(results: SearchResults) -> str:
         *head(
             results,
             "Search",
-            "Written by `python -m perf.search`; overwritten by each run. Figures are medians, with "
-            "the lowest and highest in brackets.",
+            "Written by `python -m perf.search`; overwritten by each run. Figures are medians, "
+            "with the lowest and highest in brackets.",
             facts=[
                 ("set", results.source),
                 ("queries", f"{results.queries:,}"),
