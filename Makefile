@@ -7,7 +7,7 @@ MODEL := $(or $(lastword $(MADE)),model_repository/minilm_encoder/1/weights.parq
 BIN   := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert quickstart serve test check perf peers profile gpu conversions constraints clean
+.PHONY: help setup convert quickstart serve test check perf peers profile gateway gpu conversions constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ peers: $(MODEL)  ## Measure other servers beside ours: perf/results/peers.md (AR
 
 profile: $(MODEL)  ## Where a request's time goes, and how it grows: perf/results/profile.md (ARGS="--quick")
 	@$(BIN)/python -m perf.profile $(ARGS)
+
+gateway: $(MODEL)  ## What the gateway costs and saves: perf/results/gateway.md (ARGS="--quick")
+	@$(BIN)/python -m perf.gateway $(ARGS)
 
 gpu: $(MODEL)  ## Measure encoder and server on a GPU: perf/results/gpu.md (ARGS="--quick")
 	@$(BIN)/python -m perf.gpu $(ARGS)

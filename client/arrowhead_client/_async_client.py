@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy.typing as npt
 
 from arrowhead_client._algebra import Precision, Vectors, cosine_similarity
+from arrowhead_client._arrow import to_arrow
 from arrowhead_client._errors import ClientClosed, ModelNotFound, ServerError, Unavailable
-from arrowhead_client._info import Config, ModelInfo
+from arrowhead_client._info import Config, ModelFiles, ModelInfo
 from arrowhead_client._options import (
     InputType,
     Options,
@@ -29,14 +30,16 @@ from arrowhead_client._plan import (
     Request,
     Rows,
     Settings,
+    Texts,
     TokenCounts,
     Tokenized,
     TokenRows,
     encode_ids,
     encode_texts,
+    listed,
     progress_bar,
-    to_arrow,
     tokens_of,
+    writable,
 )
 from arrowhead_client._transports import AsyncTransport, async_transport_for
 from arrowhead_client._url import DEFAULT_URL
@@ -89,7 +92,7 @@ class AsyncClient:
 
     async def embed(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -104,7 +107,7 @@ class AsyncClient:
         options = Options(
             prompt, prompt_name, input_type, truncate, dimensions, normalize, precision
         )
-        vectors = await self._embed(texts, options, progress)
+        vectors = writable(await self._embed(texts, options, progress))
         return vectors[0] if isinstance(texts, str) else vectors
 
     async def embed_ids(
@@ -114,16 +117,17 @@ class AsyncClient:
         dimensions: int | None = None,
         normalize: bool = False,
         precision: Precision = "float32",
+        served: ModelInfo | None = None,
     ) -> npt.NDArray[Any]:
         """See `Client.embed_ids`."""
         options = Options(dimensions=dimensions, normalize=normalize, precision=precision)
         ids = encode_ids(input_ids)
-        requests = self._settings.id_requests(ids, await self._config())
-        return await self._gathered(requests, options, lambda done: None)
+        requests = self._settings.id_requests(ids, served or await self._config())
+        return writable(await self._gathered(requests, options, lambda done: None))
 
     async def embed_arrow(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -131,18 +135,19 @@ class AsyncClient:
         truncate: Truncate = "end",
         dimensions: int | None = None,
         normalize: bool = False,
+        precision: Precision = "float32",
         progress: bool | None = None,
     ) -> pa.FixedSizeListArray:
         """See `Client.embed_arrow`."""
         options = Options(
-            prompt, prompt_name, input_type, truncate, dimensions, normalize=normalize
+            prompt, prompt_name, input_type, truncate, dimensions, normalize, precision
         )
         return to_arrow(await self._embed(texts, options, progress))
 
     async def similarity(
         self,
-        a: str | Sequence[str],
-        b: str | Sequence[str] | None = None,
+        a: Texts,
+        b: Texts | None = None,
         *,
         a_input_type: InputType | None = None,
         b_input_type: InputType | None = None,
@@ -156,7 +161,7 @@ class AsyncClient:
 
     async def count_tokens(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -172,7 +177,7 @@ class AsyncClient:
 
     async def tokenize(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -189,8 +194,14 @@ class AsyncClient:
     async def info(self) -> ModelInfo:
         """See `Client.info`."""
         config = await self._config()
-        ask = partial(self._transport.infer, self._settings.info_request(config))
+        ask = partial(self._transport.infer, self._settings.told_request(config, ("info",)))
         return ModelInfo.told(self.model, config, await self._retried(ask))
+
+    async def files(self, served: ModelInfo) -> ModelFiles:
+        """See `Client.files`."""
+        request = self._settings.told_request(served, ModelFiles._fields)
+        ask = partial(self._transport.infer, request)
+        return ModelFiles.told(self.model, await self._retried(ask))
 
     async def prompts(self) -> dict[str, str]:
         """See `Client.prompts`."""
@@ -247,7 +258,7 @@ class AsyncClient:
         return self._known_ranges
 
     async def _embed(
-        self, texts: str | Sequence[str], options: Options, progress: bool | None = None
+        self, texts: Texts, options: Options, progress: bool | None = None
     ) -> npt.NDArray[Any]:
         prefix = await self._prefix(options)
         encoded = encode_texts(await self._fitting(texts, prefix, options.truncate), prefix)
@@ -255,16 +266,14 @@ class AsyncClient:
         with progress_bar(encoded, requests, progress) as bar:
             return await self._gathered(requests, options, bar.update)
 
-    async def _fitting(
-        self, texts: str | Sequence[str], prefix: str | None, truncate: Truncate
-    ) -> str | Sequence[str]:
+    async def _fitting(self, texts: Texts, prefix: str | None, truncate: Truncate) -> Texts:
         if truncate == "end":
             return texts
         counts = await self.count_tokens(texts, prompt=prefix)
         if truncate == "none":
             check_lengths(counts.length.tolist(), counts.truncated.tolist())
             return texts
-        shorter = [texts] if isinstance(texts, str) else list(texts)
+        shorter = listed(texts)
         for index in counts.truncated.nonzero()[0].tolist():
             search = longest_end(shorter[index], int(counts.length[index]))
             try:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy.typing as npt
 
 from arrowhead_client._algebra import Precision, Vectors, cosine_similarity
+from arrowhead_client._arrow import to_arrow
 from arrowhead_client._errors import ClientClosed, ModelNotFound, ServerError, Unavailable
-from arrowhead_client._info import Config, ModelInfo
+from arrowhead_client._info import Config, ModelFiles, ModelInfo
 from arrowhead_client._options import (
     InputType,
     Options,
@@ -29,14 +30,16 @@ from arrowhead_client._plan import (
     Request,
     Rows,
     Settings,
+    Texts,
     TokenCounts,
     Tokenized,
     TokenRows,
     encode_ids,
     encode_texts,
+    listed,
     progress_bar,
-    to_arrow,
     tokens_of,
+    writable,
 )
 from arrowhead_client._transports import Pause, Transport, transport_for
 from arrowhead_client._url import DEFAULT_URL
@@ -95,7 +98,7 @@ class Client:
 
     def embed(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -109,7 +112,10 @@ class Client:
         """The vectors of the texts, float32: `[N, D]`, or `[D]` for a single string.
 
         Args:
-            texts: a string, or N strings; no strings give `[0, D]`.
+            texts: a string; a list of N strings; or N strings in Arrow's memory, which are packed
+                without a Python object for each: an array or chunks of pyarrow (string,
+                large_string, string_view, or a dictionary of them), or what another library
+                exports through Arrow's C data interface. No strings give `[0, D]`.
             prompt: put in front of each text, such as `"query: "`, for models trained with prompts.
             prompt_name: in place of `prompt`, the name of one that the model brings, such as
                 `"query"`; see `prompts`.
@@ -124,15 +130,15 @@ class Client:
             progress: a bar on stderr: True or False; None shows it on a terminal for a long call.
 
         Raises:
-            InvalidInput: a text is no string or has no UTF-8, `dimensions` is above D, or the model
-                has no prompt of that name, or no ranges.
+            InvalidInput: a text is no string, or null, or has no UTF-8; `dimensions` is above D; or
+                the model has no prompt of that name, or no ranges.
             TextTooLong: the model would not read all of a text, and `truncate` is "none".
             ServerError: the first failure of any request, after its retries; the rest is dropped.
         """
         options = Options(
             prompt, prompt_name, input_type, truncate, dimensions, normalize, precision
         )
-        vectors = self._embed(texts, options, progress)
+        vectors = writable(self._embed(texts, options, progress))
         return vectors[0] if isinstance(texts, str) else vectors
 
     def embed_ids(
@@ -142,6 +148,7 @@ class Client:
         dimensions: int | None = None,
         normalize: bool = False,
         precision: Precision = "float32",
+        served: ModelInfo | None = None,
     ) -> npt.NDArray[Any]:
         """The vectors `[N, D]` of N texts that are token ids already, special ones included.
 
@@ -152,6 +159,8 @@ class Client:
             dimensions: as for `embed`.
             normalize: as for `embed`.
             precision: as for `embed`.
+            served: what `info` told: that very version is asked. Else the live one is asked for
+                first.
 
         Raises:
             InvalidInput: no list of ids.
@@ -160,12 +169,12 @@ class Client:
         """
         options = Options(dimensions=dimensions, normalize=normalize, precision=precision)
         ids = encode_ids(input_ids)
-        requests = self._settings.id_requests(ids, self._config())
-        return self._gathered(requests, options, lambda done: None)
+        requests = self._settings.id_requests(ids, served or self._config())
+        return writable(self._gathered(requests, options, lambda done: None))
 
     def embed_arrow(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -173,21 +182,27 @@ class Client:
         truncate: Truncate = "end",
         dimensions: int | None = None,
         normalize: bool = False,
+        precision: Precision = "float32",
         progress: bool | None = None,
     ) -> pa.FixedSizeListArray:
-        """`embed` as an Arrow array of N `fixed_size_list<float>[D]`, over the same memory.
+        """`embed` as an Arrow array of N `fixed_size_list<float>[D]`; int8 or uint8 by precision.
+
+        The vectors are not copied for Arrow. Of a call of one request the array lies over the bytes
+        of gRPC's answer, or, if they are cut, normalised or quantised, over the result of that. An
+        answer over HTTP is copied once, where it lies unaligned behind its head. Of a call of
+        several requests each answer is copied once, into its rows of the one array.
 
         A single string gives an array of one. Arguments and errors are those of `embed`.
         """
         options = Options(
-            prompt, prompt_name, input_type, truncate, dimensions, normalize=normalize
+            prompt, prompt_name, input_type, truncate, dimensions, normalize, precision
         )
         return to_arrow(self._embed(texts, options, progress))
 
     def similarity(
         self,
-        a: str | Sequence[str],
-        b: str | Sequence[str] | None = None,
+        a: Texts,
+        b: Texts | None = None,
         *,
         a_input_type: InputType | None = None,
         b_input_type: InputType | None = None,
@@ -215,7 +230,7 @@ class Client:
 
     def count_tokens(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -239,7 +254,7 @@ class Client:
 
     def tokenize(
         self,
-        texts: str | Sequence[str],
+        texts: Texts,
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -265,8 +280,21 @@ class Client:
             ServerError: as for `embed`.
         """
         config = self._config()
-        ask = partial(self._transport.infer, self._settings.info_request(config))
+        ask = partial(self._transport.infer, self._settings.told_request(config, ("info",)))
         return ModelInfo.told(self.model, config, self._retried(ask, time.sleep))
+
+    def files(self, served: ModelInfo) -> ModelFiles:
+        """The files to tokenize texts with as that model does.
+
+        Args:
+            served: what `info` told.
+
+        Raises:
+            ServerError: as for `embed`; `ModelNotFound` if that version is served no more.
+        """
+        request = self._settings.told_request(served, ModelFiles._fields)
+        ask = partial(self._transport.infer, request)
+        return ModelFiles.told(self.model, self._retried(ask, time.sleep))
 
     def prompts(self) -> dict[str, str]:
         """The prompts that the model was trained with, by name, such as `{"query": "query: "}`.
@@ -331,7 +359,7 @@ class Client:
         return self._known_ranges
 
     def _embed(
-        self, texts: str | Sequence[str], options: Options, progress: bool | None = None
+        self, texts: Texts, options: Options, progress: bool | None = None
     ) -> npt.NDArray[Any]:
         prefix = self._prefix(options)
         encoded = encode_texts(self._fitting(texts, prefix, options.truncate), prefix)
@@ -339,9 +367,7 @@ class Client:
         with progress_bar(encoded, requests, progress) as bar:
             return self._gathered(requests, options, bar.update)
 
-    def _fitting(
-        self, texts: str | Sequence[str], prefix: str | None, truncate: Truncate
-    ) -> str | Sequence[str]:
+    def _fitting(self, texts: Texts, prefix: str | None, truncate: Truncate) -> Texts:
         """The texts, so that the model reads each to its end, or may cut it there."""
         if truncate == "end":
             return texts
@@ -349,7 +375,7 @@ class Client:
         if truncate == "none":
             check_lengths(counts.length.tolist(), counts.truncated.tolist())
             return texts
-        shorter = [texts] if isinstance(texts, str) else list(texts)
+        shorter = listed(texts)
         for index in counts.truncated.nonzero()[0].tolist():
             search = longest_end(shorter[index], int(counts.length[index]))
             try:

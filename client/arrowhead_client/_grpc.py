@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gRPC, blocking and async. tritonclient's errors become ours in `_translated` only."""
+"""gRPC, blocking and async. gRPC's errors become ours in `_translated` only.
+
+Messages and stub are tritonclient's. Its clients, which build the messages from numpy arrays, are
+not used: texts are packed already, and packing them from an array of objects takes four times as
+long as all the rest of a request.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +13,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-import tritonclient.grpc as wire
-import tritonclient.grpc.aio as async_wire
+from tritonclient.grpc import service_pb2 as messages
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from arrowhead_client._errors import InvalidUrl, from_status, unexpected
 from arrowhead_client._info import Config
 from arrowhead_client._plan import Answer, Request
 from arrowhead_client._transports import AsyncTransport, Transport, config_in, embedding_width
 from arrowhead_client._url import Endpoint, parse_url
+from arrowhead_client._wire import read
 
 _CHANNEL_ARGS = [
     ("grpc.max_send_message_length", -1),
@@ -25,6 +31,10 @@ _CHANNEL_ARGS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
+_SERVER_READY = messages.ServerReadyRequest()
+_MODEL_READY = messages.ModelReadyRequest
+_METADATA = messages.ModelMetadataRequest
+_CONFIG = messages.ModelConfigRequest
 
 
 class GrpcTransport(Transport):
@@ -36,36 +46,37 @@ class GrpcTransport(Transport):
 
     def __init__(self, url: str) -> None:
         self._server = _endpoint(url)
-        self._client = wire.InferenceServerClient(self._server.address, channel_args=_CHANNEL_ARGS)
+        self._channel = grpc.insecure_channel(self._server.address, options=_CHANNEL_ARGS)
+        self._stub = GRPCInferenceServiceStub(self._channel)
 
     def infer(self, request: Request, timeout_s: float) -> Answer:
         """See `Transport.infer`."""
         with _translated(self._server, timeout_s):
-            return _answer(request, self._client.infer(**_call(request), client_timeout=timeout_s))
+            return _answer(request, self._stub.ModelInfer(_message(request), timeout=timeout_s))
 
     def is_ready(self, model: str, timeout_s: float) -> bool:
         """See `Transport.is_ready`."""
         with _translated(self._server, timeout_s):
             return bool(
-                self._client.is_server_ready(client_timeout=timeout_s)
-                and self._client.is_model_ready(model, client_timeout=timeout_s)
+                self._stub.ServerReady(_SERVER_READY, timeout=timeout_s).ready
+                and self._stub.ModelReady(_MODEL_READY(name=model), timeout=timeout_s).ready
             )
 
     def width(self, model: str, timeout_s: float) -> int:
         """See `Transport.width`."""
         with _translated(self._server, timeout_s):
-            metadata = self._client.get_model_metadata(model, client_timeout=timeout_s)
+            metadata = self._stub.ModelMetadata(_METADATA(name=model), timeout=timeout_s)
         return embedding_width(_shapes(metadata), str(self._server), model)
 
     def config(self, model: str, timeout_s: float) -> Config:
         """See `Transport.config`."""
         with _translated(self._server, timeout_s):
-            answer = self._client.get_model_config(model, client_timeout=timeout_s)
+            answer = self._stub.ModelConfig(_CONFIG(name=model), timeout=timeout_s)
         return _config(answer.config)
 
     def close(self) -> None:
         """See `Transport.close`."""
-        self._client.close()
+        self._channel.close()
 
 
 class AsyncGrpcTransport(AsyncTransport):
@@ -77,46 +88,47 @@ class AsyncGrpcTransport(AsyncTransport):
 
     def __init__(self, url: str) -> None:
         self._server = _endpoint(url)
-        self._client: Any = None
+        self._channel: grpc.aio.Channel | None = None
+        self._made_stub: Any = None
 
     async def infer(self, request: Request, timeout_s: float) -> Answer:
         """See `Transport.infer`."""
         with _translated(self._server, timeout_s):
-            answer = await self._connected().infer(**_call(request), client_timeout=timeout_s)
+            answer = await self._stub.ModelInfer(_message(request), timeout=timeout_s)
             return _answer(request, answer)
 
     async def is_ready(self, model: str, timeout_s: float) -> bool:
         """See `Transport.is_ready`."""
-        client = self._connected()
+        stub = self._stub
         with _translated(self._server, timeout_s):
             return bool(
-                await client.is_server_ready(client_timeout=timeout_s)
-                and await client.is_model_ready(model, client_timeout=timeout_s)
+                (await stub.ServerReady(_SERVER_READY, timeout=timeout_s)).ready
+                and (await stub.ModelReady(_MODEL_READY(name=model), timeout=timeout_s)).ready
             )
 
     async def width(self, model: str, timeout_s: float) -> int:
         """See `Transport.width`."""
         with _translated(self._server, timeout_s):
-            metadata = await self._connected().get_model_metadata(model, client_timeout=timeout_s)
+            metadata = await self._stub.ModelMetadata(_METADATA(name=model), timeout=timeout_s)
         return embedding_width(_shapes(metadata), str(self._server), model)
 
     async def config(self, model: str, timeout_s: float) -> Config:
         """See `Transport.config`."""
         with _translated(self._server, timeout_s):
-            answer = await self._connected().get_model_config(model, client_timeout=timeout_s)
+            answer = await self._stub.ModelConfig(_CONFIG(name=model), timeout=timeout_s)
         return _config(answer.config)
 
     async def close(self) -> None:
         """See `Transport.close`."""
-        if self._client is not None:
-            await self._client.close()
+        if self._channel is not None:
+            await self._channel.close()
 
-    def _connected(self) -> Any:
-        if self._client is None:
-            self._client = async_wire.InferenceServerClient(
-                self._server.address, channel_args=_CHANNEL_ARGS
-            )
-        return self._client
+    @property
+    def _stub(self) -> Any:
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self._server.address, options=_CHANNEL_ARGS)
+            self._made_stub = GRPCInferenceServiceStub(self._channel)
+        return self._made_stub
 
 
 def _endpoint(url: str) -> Endpoint:
@@ -126,22 +138,30 @@ def _endpoint(url: str) -> Endpoint:
     return endpoint
 
 
-def _call(request: Request) -> dict[str, Any]:
-    inputs = [
-        wire.InferInput(name, list(array.shape), kind).set_data_from_numpy(array)
-        for name, kind, array in request.inputs()
-    ]
+def _message(request: Request) -> Any:
+    kinds = messages.ModelInferRequest
+    inputs = request.inputs()
+    return kinds(
+        model_name=request.model,
+        model_version=str(request.version or ""),
+        inputs=[
+            kinds.InferInputTensor(name=one.name, datatype=one.kind, shape=one.shape)
+            for one in inputs
+        ],
+        outputs=[kinds.InferRequestedOutputTensor(name=name) for name in request.outputs],
+        raw_input_contents=[one.content for one in inputs],
+    )
+
+
+def _answer(request: Request, answer: Any) -> Answer:
+    contents = answer.raw_output_contents  # each is copied out of the message when it is taken
+    if len(contents) != len(answer.outputs):
+        raise ValueError(f"{len(answer.outputs)} outputs with {len(contents)} contents")
     return {
-        "model_name": request.model,
-        "model_version": str(request.version or ""),
-        "inputs": inputs,
-        "outputs": [wire.InferRequestedOutput(name) for name in request.outputs],
+        output.name: read(output.datatype, output.shape, contents[place])
+        for place, output in enumerate(answer.outputs)
+        if output.name in request.outputs
     }
-
-
-def _answer(request: Request, result: Any) -> Answer:
-    arrays = {name: result.as_numpy(name) for name in request.outputs}
-    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def _shapes(metadata: Any) -> dict[str, Any]:
@@ -158,9 +178,9 @@ def _config(config: Any) -> Config:
 def _translated(server: Endpoint, timeout_s: float) -> Iterator[None]:
     try:
         yield
-    except wire.InferenceServerException as error:
+    except grpc.RpcError as error:
         raise from_status(
-            error.status(), error.message() or "", server=str(server), timeout_s=timeout_s
+            str(error.code()), error.details() or "", server=str(server), timeout_s=timeout_s
         ) from error
-    except (ValueError, grpc.RpcError) as error:  # tensors that do not fit their own description
+    except ValueError as error:  # tensors that do not fit their own description
         raise unexpected(str(server), error) from error

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP, blocking and async. Foreign errors become ours in `_translated` only.
 
-tritonclient writes and reads the bodies. Its blocking HTTP client is not used to send them: it may
-not be shared by threads, and in each thread that calls, gevent leaves an event loop behind with two
-open files, for ever. urllib3 sends them, over connections that threads share; gevent never runs.
+urllib3 and aiohttp send the bodies, which are of the inference protocol with its binary extension:
+a head of JSON, then the tensors' bytes. tritonclient's HTTP clients are not used: the blocking one
+may not be shared by threads, and in each thread that calls, gevent leaves an event loop behind with
+two open files, for ever; and both pack texts from arrays of objects, slowly.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 import aiohttp
-import tritonclient.http as wire
-import tritonclient.http.aio as async_wire
-from urllib3 import BaseHTTPResponse, Timeout, connection_from_url
+import numpy as np
+from urllib3 import Timeout, connection_from_url
 from urllib3 import exceptions as pool_errors
 from urllib3.connection import HTTPConnection
 
@@ -37,11 +37,10 @@ from arrowhead_client._errors import (
     unexpected,
 )
 from arrowhead_client._info import Config
-from arrowhead_client._plan import Answer, Request
+from arrowhead_client._plan import Answer, Request, Tensor
 from arrowhead_client._transports import AsyncTransport, Transport, config_in, embedding_width
 from arrowhead_client._url import Endpoint, parse_url
-
-T = TypeVar("T")
+from arrowhead_client._wire import dtype_of, read
 
 _HEAD_SIZE = "Inference-Header-Content-Length"  # of a body, the part that is JSON
 _KEPT = 256  # idle connections; one above is opened all the same, and closed after its request
@@ -79,38 +78,26 @@ class HttpTransport(Transport):
 
     def infer(self, request: Request, timeout_s: float) -> Answer:
         """See `Transport.infer`."""
-        call = _call(request, self._binary)
-        path = f"/v2/models/{quote(call.pop('model_name'), safe='')}"
-        if version := call.pop("model_version"):
-            path += f"/versions/{version}"
-        body, head_size = wire.InferenceServerClient.generate_request_body(**call)
-        headers = {} if head_size is None else {_HEAD_SIZE: str(head_size)}
         with _translated(self._server, timeout_s):
-            response, content = self._exchange("POST", f"{path}/infer", timeout_s, body, headers)
-            self._check(response, content, timeout_s)
-            result = wire.InferenceServerClient.parse_response_body(
-                content, header_length=response.headers.get(_HEAD_SIZE)
-            )
-            return _answer(request, result)
+            reply = self._exchange("POST", _infer_path(request), timeout_s, request)
+            return _answer(request, _checked(reply, self._server, timeout_s))
 
     def is_ready(self, model: str, timeout_s: float) -> bool:
         """See `Transport.is_ready`."""
         with _translated(self._server, timeout_s):
             return all(
-                self._exchange("GET", path, timeout_s)[0].status == 200
-                for path in ("/v2/health/ready", f"/v2/models/{quote(model, safe='')}/ready")
+                self._exchange("GET", path, timeout_s).status == 200 for path in _ready_paths(model)
             )
 
     def width(self, model: str, timeout_s: float) -> int:
         """See `Transport.width`."""
-        with _translated(self._server, timeout_s):
-            shapes = _shapes(self._get(f"/v2/models/{quote(model, safe='')}", timeout_s))
-        return embedding_width(shapes, str(self._server), model)
+        return embedding_width(
+            _shapes(self._get(_model_path(model), timeout_s)), str(self._server), model
+        )
 
     def config(self, model: str, timeout_s: float) -> Config:
         """See `Transport.config`."""
-        with _translated(self._server, timeout_s):
-            return _config(self._get(f"/v2/models/{quote(model, safe='')}/config", timeout_s))
+        return _config(self._get(f"{_model_path(model)}/config", timeout_s))
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -121,19 +108,15 @@ class HttpTransport(Transport):
 
     def _get(self, path: str, timeout_s: float) -> Any:
         """The JSON at this path."""
-        response, content = self._exchange("GET", path, timeout_s)
-        self._check(response, content, timeout_s)
-        return json.loads(content)
+        with _translated(self._server, timeout_s):
+            reply = self._exchange("GET", path, timeout_s)
+            return json.loads(_checked(reply, self._server, timeout_s).content)
 
     def _exchange(
-        self,
-        method: str,
-        path: str,
-        timeout_s: float,
-        body: bytes | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> tuple[BaseHTTPResponse, bytes]:
+        self, method: str, path: str, timeout_s: float, request: Request | None = None
+    ) -> _Reply:
         """One request and its whole answer."""
+        body, headers = _body(request, self._binary)
         deadline = time.monotonic() + timeout_s
         timeout = Timeout(total=timeout_s)
         response = self._pool.urlopen(
@@ -145,18 +128,7 @@ class HttpTransport(Transport):
                 content += chunk
                 if time.monotonic() > deadline:
                     raise TimeoutError
-        return response, bytes(content)
-
-    def _check(self, response: BaseHTTPResponse, content: bytes, timeout_s: float) -> None:
-        if response.status == 200:
-            return
-        try:
-            message = str(json.loads(content)["error"])
-        except (ValueError, KeyError, TypeError):  # not Triton's words: a proxy's page
-            message = response.reason or ""
-        raise from_status(
-            str(response.status), message, server=str(self._server), timeout_s=timeout_s
-        )
+        return _Reply(response.status, response.reason, response.headers.get(_HEAD_SIZE), content)
 
 
 class AsyncHttpTransport(AsyncTransport):
@@ -170,59 +142,75 @@ class AsyncHttpTransport(AsyncTransport):
     def __init__(self, url: str, *, binary: bool = True) -> None:
         self._server = _endpoint(url)
         self._binary = binary
-        self._client: Any = None
+        self._session: aiohttp.ClientSession | None = None
 
     async def infer(self, request: Request, timeout_s: float) -> Answer:
         """See `Transport.infer`."""
-        call = _call(request, self._binary)
-
-        async def infer(client: Any) -> Answer:
-            return _answer(request, await client.infer(**call))
-
-        return await self._send(timeout_s, infer)
+        reply = await self._exchange("POST", _infer_path(request), timeout_s, request)
+        with _translated(self._server, timeout_s):
+            return _answer(request, _checked(reply, self._server, timeout_s))
 
     async def is_ready(self, model: str, timeout_s: float) -> bool:
         """See `Transport.is_ready`."""
-
-        async def both(client: Any) -> bool:
-            return bool(await client.is_server_ready() and await client.is_model_ready(model))
-
-        return await self._send(timeout_s, both)
+        for path in _ready_paths(model):
+            if (await self._exchange("GET", path, timeout_s)).status != 200:
+                return False
+        return True
 
     async def width(self, model: str, timeout_s: float) -> int:
         """See `Transport.width`."""
-        metadata = await self._send(timeout_s, lambda client: client.get_model_metadata(model))
+        metadata = await self._get(_model_path(model), timeout_s)
         return embedding_width(_shapes(metadata), str(self._server), model)
 
     async def config(self, model: str, timeout_s: float) -> Config:
         """See `Transport.config`."""
-
-        async def config(client: Any) -> Config:
-            return _config(await client.get_model_config(model))
-
-        return await self._send(timeout_s, config)
+        return _config(await self._get(f"{_model_path(model)}/config", timeout_s))
 
     async def close(self) -> None:
         """See `Transport.close`."""
-        if self._client is not None:
-            await self._client.close()
+        if self._session is not None:
+            await self._session.close()
 
-    async def _send(self, timeout_s: float, call: Callable[[Any], Awaitable[T]]) -> T:
-        if self._client is None:
-            self._client = async_wire.InferenceServerClient(
-                self._server.address, conn_limit=0, conn_timeout=None
+    async def _get(self, path: str, timeout_s: float) -> Any:
+        reply = await self._exchange("GET", path, timeout_s)
+        with _translated(self._server, timeout_s):
+            return json.loads(_checked(reply, self._server, timeout_s).content)
+
+    async def _exchange(
+        self, method: str, path: str, timeout_s: float, request: Request | None = None
+    ) -> _Reply:
+        body, headers = _body(request, self._binary)
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                str(self._server),
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None),
             )
+        session = self._session
 
-        async def translated() -> T:
+        async def exchange() -> _Reply:
             with _translated(self._server, timeout_s):
-                return await call(self._client)
+                async with session.request(
+                    method, path, data=body, headers=headers, allow_redirects=False
+                ) as response:
+                    size = response.headers.get(_HEAD_SIZE)
+                    return _Reply(response.status, response.reason, size, await response.read())
 
         try:
-            return await asyncio.wait_for(translated(), timeout_s)
+            return await asyncio.wait_for(exchange(), timeout_s)
         except TimedOut:
             raise
         except asyncio.TimeoutError:
             raise timed_out(str(self._server), timeout_s) from None
+
+
+class _Reply(NamedTuple):
+    """An answer: with a `head_size`, its content is so many bytes of JSON, and then tensors."""
+
+    status: int
+    reason: str | None
+    head_size: str | None
+    content: bytes | bytearray
 
 
 def _endpoint(url: str) -> Endpoint:
@@ -232,23 +220,76 @@ def _endpoint(url: str) -> Endpoint:
     return endpoint
 
 
-def _call(request: Request, binary: bool) -> dict[str, Any]:
-    inputs = [
-        wire.InferInput(name, list(array.shape), kind).set_data_from_numpy(array, binary)
-        for name, kind, array in request.inputs()
-    ]
-    outputs = [wire.InferRequestedOutput(name, binary_data=binary) for name in request.outputs]
-    return {
-        "model_name": request.model,
-        "model_version": str(request.version or ""),
-        "inputs": inputs,
-        "outputs": outputs,
-    }
+def _model_path(model: str) -> str:
+    return f"/v2/models/{quote(model, safe='')}"
 
 
-def _answer(request: Request, result: Any) -> Answer:
-    arrays = {name: result.as_numpy(name) for name in request.outputs}
-    return {name: array for name, array in arrays.items() if array is not None}
+def _ready_paths(model: str) -> tuple[str, str]:
+    return "/v2/health/ready", f"{_model_path(model)}/ready"
+
+
+def _infer_path(request: Request) -> str:
+    version = f"/versions/{request.version}" if request.version else ""
+    return f"{_model_path(request.model)}{version}/infer"
+
+
+def _body(request: Request | None, binary: bool) -> tuple[bytes | None, dict[str, str]]:
+    """A request's body and headers."""
+    if request is None:
+        return None, {}
+    inputs = request.inputs()
+    head = json.dumps(
+        {
+            "inputs": [
+                {"name": one.name, "datatype": one.kind, "shape": one.shape}
+                | (
+                    {"parameters": {"binary_data_size": len(one.content)}}
+                    if binary
+                    else {"data": _listed(one)}
+                )
+                for one in inputs
+            ],
+            "outputs": [
+                {"name": name, "parameters": {"binary_data": binary}} for name in request.outputs
+            ],
+        }
+    ).encode()
+    if not binary:
+        return head, {}
+    return b"".join([head, *(one.content for one in inputs)]), {_HEAD_SIZE: str(len(head))}
+
+
+def _listed(tensor: Tensor) -> list[Any]:
+    values = read(tensor.kind, [-1], tensor.content).tolist()
+    return [value.decode() for value in values] if tensor.kind == "BYTES" else values
+
+
+def _answer(request: Request, reply: _Reply) -> Answer:
+    """The outputs asked for, over the reply's own bytes where it is binary."""
+    content = memoryview(reply.content)
+    place = len(content) if reply.head_size is None else int(reply.head_size)
+    arrays = {}
+    for output in json.loads(bytes(content[:place]))["outputs"]:
+        kind, shape = output["datatype"], output["shape"]
+        size = (output.get("parameters") or {}).get("binary_data_size")
+        if size is None:
+            array = np.array(output["data"], dtype_of(kind)).reshape(shape)
+        else:
+            array = read(kind, shape, content[place : place + size])
+            place += size
+        arrays[output["name"]] = array
+    return {name: arrays[name] for name in request.outputs if name in arrays}
+
+
+def _checked(reply: _Reply, server: Endpoint, timeout_s: float) -> _Reply:
+    """The reply, if it says OK."""
+    if reply.status == 200:
+        return reply
+    try:
+        message = str(json.loads(reply.content)["error"])
+    except (ValueError, KeyError, TypeError):  # not Triton's words: a proxy's page
+        message = reply.reason or ""
+    raise from_status(str(reply.status), message, server=str(server), timeout_s=timeout_s)
 
 
 def _shapes(metadata: Any) -> dict[str, Any]:
@@ -274,10 +315,6 @@ def _translated(server: Endpoint, timeout_s: float) -> Iterator[None]:
             raise error.__context__ or error from None  # urllib3 says where; what it met says why
     except ServerError:
         raise
-    except wire.InferenceServerException as error:
-        raise from_status(
-            error.status(), error.message() or "", server=str(server), timeout_s=timeout_s
-        ) from error
     except pool_errors.ClosedPoolError as error:
         raise ClientClosed("this client was closed during the call") from error
     except pool_errors.LocationParseError as error:

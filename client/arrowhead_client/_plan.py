@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from arrowhead_client._algebra import Vectors, in_candidate
+from arrowhead_client._algebra import in_candidate
+from arrowhead_client._arrow import is_arrow, pack_strings, to_strings
 from arrowhead_client._errors import (
     InvalidInput,
     ModelNotFound,
@@ -28,8 +29,9 @@ from arrowhead_client._errors import (
     Unavailable,
     UnexpectedResponse,
 )
-from arrowhead_client._info import Config
+from arrowhead_client._info import Config, ModelInfo
 from arrowhead_client._options import Edge, check_whole
+from arrowhead_client._texts import PackedTexts, packed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +49,21 @@ DEFAULT_RETRIES = 8
 
 T = TypeVar("T")
 Answer: TypeAlias = Mapping[str, npt.NDArray[Any]]
+Texts: TypeAlias = "str | Sequence[str] | pa.Array | pa.ChunkedArray"
+
+
+class Tensor(NamedTuple):
+    """An input, as it is sent.
+
+    Attributes:
+        kind: Triton's name of its type.
+        content: its elements in the order of the rows; of BYTES, each with its length in front.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,7 @@ class Request:
     """
 
     model: str
-    texts: tuple[bytes, ...]
+    texts: Sequence[bytes]
     outputs: tuple[str, ...]
     ids: tuple[npt.NDArray[np.int32], ...] = ()
     version: int = 0
@@ -72,16 +89,18 @@ class Request:
         """B."""
         return len(self.texts) or len(self.ids)
 
-    def inputs(self) -> list[tuple[str, str, npt.NDArray[Any]]]:
-        """Name, Triton's type and array of each input."""
+    def inputs(self) -> list[Tensor]:
+        """What is sent."""
         if not self.ids:
-            texts = np.array(self.texts, dtype=np.object_).reshape(-1, 1)
-            return [("text", "BYTES", texts)]
-        length = np.array([[len(row)] for row in self.ids], np.int32)
-        input_ids = np.zeros((len(self.ids), int(length.max())), np.int32)
+            return [Tensor("text", "BYTES", (len(self.texts), 1), packed(self.texts))]
+        length = np.array([len(row) for row in self.ids], "<i4")
+        input_ids = np.zeros((len(self.ids), int(length.max())), "<i4")
         for row, values in zip(input_ids, self.ids, strict=True):
             row[: len(values)] = values
-        return [("input_ids", "INT32", input_ids), ("length", "INT32", length)]
+        return [
+            Tensor("input_ids", "INT32", input_ids.shape, input_ids.tobytes()),
+            Tensor("length", "INT32", (len(length), 1), length.tobytes()),
+        ]
 
 
 class Token(NamedTuple):
@@ -221,37 +240,42 @@ class Settings:
         """The requests that tell the tokens of these texts, of the same model."""
         return self._split(f"{self.live}_tokenizer", texts, TOKEN_OUTPUTS)
 
-    def id_requests(self, ids: Sequence[npt.NDArray[np.int32]], config: Config) -> list[Request]:
+    def id_requests(
+        self, ids: Sequence[npt.NDArray[np.int32]], served: Config | ModelInfo
+    ) -> list[Request]:
         """The requests that embed texts by their ids: of the encoder, past the ensemble.
 
         Raises:
             InvalidInput: the model is none that has an encoder of its own.
         """
-        if not config.version:
+        if not served.version:
             raise InvalidInput(f"model {self.model!r} takes no token ids: it names no encoder")
         return [
             Request(
-                f"{config.parts}_encoder", (), ("embeddings",), tuple(some), version=config.version
+                f"{served.parts}_encoder", (), ("embeddings",), tuple(some), version=served.version
             )
             for some in _parts(ids, self.batch_size)
         ]
 
-    def info_request(self, config: Config) -> Request:
+    def told_request(self, served: Config | ModelInfo, outputs: tuple[str, ...]) -> Request:
         """The request that asks the model's tokenizer what it is.
 
         Raises:
             InvalidInput: the model is none that has a tokenizer of its own.
         """
-        if not config.version:
+        if not served.version:
             raise InvalidInput(f"model {self.model!r} is no model of ours")
-        return Request(f"{config.parts}_tokenizer", (b"",), ("info",), version=config.version)
+        return Request(f"{served.parts}_tokenizer", (b"",), outputs, version=served.version)
 
     def attempts(self) -> Attempts:
         """A fresh retry budget, for one request."""
         return Attempts(self.timeout_s, self.retries)
 
     def _split(self, model: str, texts: Sequence[bytes], outputs: tuple[str, ...]) -> list[Request]:
-        return [Request(model, tuple(some), outputs) for some in _parts(texts, self.batch_size)]
+        return [
+            Request(model, some if isinstance(some, PackedTexts) else tuple(some), outputs)
+            for some in _parts(texts, self.batch_size)
+        ]
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -295,12 +319,14 @@ def delays(retries: int) -> Iterator[float]:
         yield min(FIRST_DELAY_S * 2.0 ** min(retry, 30), LAST_DELAY_S) * spread
 
 
-def encode_texts(texts: str | Sequence[str], prompt: str | None = None) -> list[bytes]:
+def encode_texts(texts: Texts, prompt: str | None = None) -> Sequence[bytes]:
     """The texts as UTF-8, each with the prompt in front; a single string is one text.
 
     Raises:
         InvalidInput: something that is not a string, or a string that has no UTF-8; says which.
     """
+    if is_arrow(texts):
+        return pack_strings(texts, encode_texts(prompt or "")[0])
     if isinstance(texts, str):
         texts = [texts]
     elif isinstance(texts, (bytes, bytearray, Mapping)) or not hasattr(texts, "__iter__"):
@@ -318,6 +344,13 @@ def encode_texts(texts: str | Sequence[str], prompt: str | None = None) -> list[
                 "errors='replace' if they are broken."
             ) from error
     return encoded
+
+
+def listed(texts: Texts) -> list[str]:
+    """The texts one by one; a single string is one text."""
+    if is_arrow(texts):
+        return to_strings(texts)
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def encode_ids(input_ids: Sequence[Sequence[int]]) -> list[npt.NDArray[np.int32]]:
@@ -343,7 +376,8 @@ def encode_ids(input_ids: Sequence[Sequence[int]]) -> list[npt.NDArray[np.int32]
 class Rows:
     """Puts answers into their rows, in whatever order they come.
 
-    One array is made when the first answer tells its width; each answer is copied into its rows.
+    One array is made when the first answer tells its width; each answer is copied into its rows. A
+    single answer is kept as it is.
 
     Args:
         requests: all requests of the call, in the order of the texts.
@@ -374,6 +408,9 @@ class Rows:
                 f"[{len(request)}, D]. Is it a model that `arrowhead convert` made?"
             )
         rows = self._edge(rows)
+        if len(self._requests) == 1:
+            self._array = rows
+            return
         if self._array is None:
             self._array = np.empty((self._starts[-1], rows.shape[1]), rows.dtype)
         if rows.shape[1] != self._array.shape[1]:
@@ -384,18 +421,26 @@ class Rows:
         self._array[self._starts[index] : self._starts[index + 1]] = rows
 
     def gathered(self, width_of_none: int = 1) -> npt.NDArray[Any]:
-        """The rows of all answers, [N, D], in the order of the texts; of no texts `[0, width]`."""
+        """The rows of all answers, [N, D], in the order of the texts; of no texts `[0, width]`.
+
+        They may be read-only: then they lie over an answer's own bytes.
+        """
         if self._array is None:
             return self._edge(np.empty((0, width_of_none), np.float32))
         return self._array
+
+
+def writable(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The vectors as they are, or a copy if they are read-only, or not aligned."""
+    return np.require(vectors, requirements=["W", "A"])
 
 
 class TokenRows:
     """`Rows` for the two outputs of the tokenizer."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
-        self._length = Rows(requests, "length", partial(np.asarray, dtype=np.int32))
-        self._truncated = Rows(requests, "truncated", partial(np.asarray, dtype=np.bool_))
+        self._length = Rows(requests, "length", partial(np.array, dtype=np.int32))
+        self._truncated = Rows(requests, "truncated", partial(np.array, dtype=np.bool_))
 
     def put(self, index: int, answer: Answer) -> None:
         """Takes the answer to `requests[index]`; raises as `Rows.put` does."""
@@ -439,15 +484,6 @@ def tokens_of(request: Request, answer: Answer) -> list[Tokenized]:
             )
         found.append(Tokenized(some, bool(truncated[row, 0])))
     return found
-
-
-def to_arrow(vectors: Vectors) -> pa.FixedSizeListArray:
-    """[N, D] vectors as N fixed-size lists of D floats, over the same memory."""
-    import pyarrow as pa  # heavy, and few calls want it
-
-    count, width = vectors.shape
-    values = pa.Array.from_buffers(pa.float32(), count * width, [None, pa.py_buffer(vectors)])
-    return pa.FixedSizeListArray.from_arrays(values, width)
 
 
 def progress_bar(

@@ -3,21 +3,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, get_args
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from arrowhead_client import Client
-from arrowhead_client._algebra import Vectors
-from arrowhead_client._plan import to_arrow
+from arrowhead_client._algebra import Precision
+from arrowhead_client._arrow import to_arrow
+from arrowhead_client._options import InputType, Truncate
 from arrowhead_client._url import DEFAULT_URL
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,15 +52,34 @@ _file_option = click.option(
 @_server_options
 @click.option("--prompt", help='Put in front of each text, such as "query: ".')
 @click.option("--prompt-name", help='In place of --prompt: one the model brings, such as "query".')
+@click.option(
+    "--input-type",
+    type=click.Choice(get_args(InputType)),
+    help="In place of both: what the texts are, for the prompt that the model has for such.",
+)
+@click.option(
+    "--truncate",
+    type=click.Choice(get_args(Truncate)),
+    default="end",
+    show_default=True,
+    help="Which side of a text that is too long is cut; none: an error.",
+)
 @click.option("--dimensions", type=int, help="Cut the vectors to so many components (Matryoshka).")
 @click.option("--normalize", is_flag=True, help="Scale the vectors to length 1.")
 @click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default="float32",
+    show_default=True,
+    help="What components are written as; binary and ubinary are 8 of them in a byte.",
+)
+@click.option(
     "--format",
     "form",
-    type=click.Choice(["jsonl", "npy", "parquet"]),
+    type=click.Choice(["jsonl", "npy", "parquet", "arrow"]),
     default="jsonl",
     show_default=True,
-    help="What to write.",
+    help="What to write; arrow is Arrow's IPC file (Feather), which is mapped without a copy.",
 )
 @click.option(
     "--out",
@@ -74,8 +94,11 @@ def embed(
     model: str,
     prompt: str | None,
     prompt_name: str | None,
+    input_type: InputType | None,
+    truncate: Truncate,
     dimensions: int | None,
     normalize: bool,
+    precision: Precision,
     form: str,
     out: Path | None,
 ) -> None:
@@ -89,7 +112,8 @@ def embed(
       arrowhead embed --file corpus.txt --format parquet --out corpus.parquet
       cat corpus.txt | arrowhead embed --format npy > corpus.npy
       arrowhead embed --prompt "query: " --dimensions 128 "what is a neutron star"
-      arrowhead embed --model e5 --prompt-name query "what is a neutron star"
+      arrowhead embed --model e5 --input-type query "what is a neutron star"
+      arrowhead embed --file corpus.txt --precision int8 --format arrow --out corpus.arrow
     """  # noqa: D301 (click reads the character)
     if out is None and form != "jsonl" and sys.stdout.isatty():
         raise click.UsageError(f"{form} is binary: not written to a terminal; give --out FILE")
@@ -99,8 +123,11 @@ def embed(
             lines,
             prompt=prompt,
             prompt_name=prompt_name,
+            input_type=input_type,
+            truncate=truncate,
             dimensions=dimensions,
             normalize=normalize,
+            precision=precision,
         )
     with _output(out) as stream:
         _WRITERS[form](stream, lines, vectors)
@@ -203,32 +230,50 @@ def _texts(arguments: Sequence[str], file: IO[bytes] | None) -> list[str]:
     return texts
 
 
-def _write_jsonl(stream: IO[bytes], texts: Sequence[str], vectors: Vectors) -> None:
+def _write_jsonl(stream: IO[bytes], texts: Sequence[str], vectors: npt.NDArray[Any]) -> None:
     for text, vector in zip(texts, vectors, strict=True):
-        # Nine digits give each float32 back exactly; the float64 it became would show seventeen.
-        numbers = [float(f"{number:.9g}") for number in vector.tolist()]
+        numbers = vector.tolist()
+        if vector.dtype.kind == "f":
+            # Nine digits give each float32 back exactly; the float64 it became would show 17.
+            numbers = [float(f"{number:.9g}") for number in numbers]
         line = json.dumps({"text": text, "embedding": numbers}, ensure_ascii=False)
         stream.write(line.encode() + b"\n")
 
 
-def _write_npy(stream: IO[bytes], texts: Sequence[str], vectors: Vectors) -> None:
+def _write_npy(stream: IO[bytes], texts: Sequence[str], vectors: npt.NDArray[Any]) -> None:
     np.save(stream, vectors, allow_pickle=False)
 
 
-def _write_parquet(stream: IO[bytes], texts: Sequence[str], vectors: Vectors) -> None:
-    import pyarrow as pa  # heavy, and only this format wants it
+def _write_parquet(stream: IO[bytes], texts: Sequence[str], vectors: npt.NDArray[Any]) -> None:
+    import pyarrow as pa  # heavy, and few formats want it
     import pyarrow.parquet as pq
 
-    table = pa.table({"text": pa.array(texts, pa.string()), "embedding": to_arrow(vectors)})
-    buffer = io.BytesIO()  # Parquet asks a stream for its position; a pipe has none
-    pq.write_table(table, buffer)
-    stream.write(buffer.getbuffer())
+    buffer = pa.BufferOutputStream()  # Parquet asks a stream for its position; a pipe has none
+    pq.write_table(_table(texts, vectors), buffer)
+    stream.write(buffer.getvalue())
 
 
-_WRITERS: dict[str, Callable[[IO[bytes], Sequence[str], Vectors], None]] = {
+def _write_arrow(stream: IO[bytes], texts: Sequence[str], vectors: npt.NDArray[Any]) -> None:
+    import pyarrow as pa
+
+    table = _table(texts, vectors)
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_file(buffer, table.schema) as writer:
+        writer.write_table(table)
+    stream.write(buffer.getvalue())
+
+
+def _table(texts: Sequence[str], vectors: npt.NDArray[Any]) -> Any:
+    import pyarrow as pa
+
+    return pa.table({"text": pa.array(texts, pa.string()), "embedding": to_arrow(vectors)})
+
+
+_WRITERS: dict[str, Callable[[IO[bytes], Sequence[str], npt.NDArray[Any]], None]] = {
     "jsonl": _write_jsonl,
     "npy": _write_npy,
     "parquet": _write_parquet,
+    "arrow": _write_arrow,
 }
 
 

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from arrowhead_client._arrow import to_arrow
 from arrowhead_client._client import Client
 from arrowhead_client._errors import InvalidInput, OtherModel
 from arrowhead_client._options import Options, check_whole
 from arrowhead_client._passages import split
-from arrowhead_client._plan import to_arrow
 from arrowhead_client._rows import column, new_fields
 from arrowhead_client._snippet import snippet
 from arrowhead_client._store import (

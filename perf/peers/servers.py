@@ -91,7 +91,7 @@ def fastapi(key: str, title: str, note: str, python: Path, arguments: list[str])
     def start() -> contextlib.AbstractContextManager[Running]:
         port = free_port()
         command = [str(python), "-m", "perf.peers.app", *arguments, str(port)]
-        return _started(command, [Door(key, title, lambda: FastApiRoad(port))])
+        return started(command, [Door(key, title, lambda: FastApiRoad(port))])
 
     return Kind(key, title, note, start)
 
@@ -116,7 +116,7 @@ def infinity(python: Path, checkpoint: Path) -> Kind:
         command = [str(python.with_name("infinity_emb")), "v2", f"--port={port}"]
         command += [f"--{name}={value}" for name, value in options.items()]
         command += [f"--{flag}" for flag in flags]
-        return _started(command, [Door(key, title, lambda: InfinityRoad(port))])
+        return started(command, [Door(key, title, lambda: InfinityRoad(port))])
 
     note = (
         "its own server and its own batching, up to 32 texts, float32; no warm-up at the start, "
@@ -159,7 +159,8 @@ def arrowhead(repository: Path, dtype: str, *, http: bool = False, fused: bool =
 
 
 @contextlib.contextmanager
-def _started(command: list[str], doors: list[Door]) -> Iterator[Running]:
+def started(command: list[str], doors: list[Door]) -> Iterator[Running]:
+    """Runs a command that serves; it is stopped, with all that it started, on leaving."""
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
         process = subprocess.Popen(

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import arrowhead_client.cli
+from arrowhead_client import quantize
 from arrowhead_client.cli import COMMANDS, Command, main
 
 ARROWHEAD = [sys.executable, "-m", "arrowhead_client.cli"]
@@ -33,6 +34,25 @@ def arrowhead(http_server: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 def _rows(result: Result) -> list[dict[str, Any]]:
     assert result.exit_code == 0, result.output
     return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+FORMS = ["npy", "parquet", "arrow", "jsonl"]
+
+
+def read(out: Path, form: str) -> Any:
+    """The vectors of "a" and "b" that were written in this format."""
+    if form == "npy":
+        return np.load(out)
+    if form == "jsonl":
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [row["text"] for row in rows] == ["a", "b"]
+        return np.array([row["embedding"] for row in rows])
+    table = pq.read_table(out) if form == "parquet" else pa.ipc.open_file(out).read_all()
+    assert table.schema.names == ["text", "embedding"]
+    assert table["text"].to_pylist() == ["a", "b"]
+    column = table["embedding"].combine_chunks()
+    assert pa.types.is_fixed_size_list(column.type)
+    return column.flatten().to_numpy().reshape(len(column), -1)
 
 
 def test_embed_arguments(arrowhead: Any, expected: Any) -> None:
@@ -74,7 +94,39 @@ def test_embed_with_a_prompt_of_the_models(arrowhead: Any, http_server: Any) -> 
     assert "model 'minilm' knows 'query'" in refused.stderr
 
 
-@pytest.mark.parametrize("form", ["npy", "parquet", "jsonl"])
+def test_embed_by_input_type(arrowhead: Any, http_server: Any) -> None:
+    http_server.script.parameters = {"prompt.query": "query: ", "prompt.passage": "passage: "}
+    _rows(arrowhead("embed", "--input-type", "query", "a"))
+    _rows(arrowhead("embed", "--input-type", "document", "a"))
+    assert [one.texts for one in http_server.script.seen] == [(b"query: a",), (b"passage: a",)]
+    assert arrowhead("embed", "--input-type", "question", "a").exit_code == 2
+
+
+def test_embed_cuts_where_it_is_told(arrowhead: Any, http_server: Any) -> None:
+    text = " ".join(f"w{number}" for number in range(300))
+    refused = arrowhead("embed", "--truncate", "none", "a", text)
+    assert refused.exit_code == 1
+    assert "text 1 has more than the 256 tokens" in refused.stderr
+    _rows(arrowhead("embed", "--truncate", "start", text))
+    cut = " ".join(f"w{number}" for number in range(44, 300))
+    assert http_server.script.seen[-1].texts == (cut.encode(),)
+
+
+@pytest.mark.parametrize("precision", ["binary", "ubinary"])
+@pytest.mark.parametrize("form", FORMS)
+def test_embed_writes_bits(
+    arrowhead: Any, tmp_path: Path, expected: Any, form: str, precision: Any
+) -> None:
+    out = tmp_path / "out"
+    options = ["--precision", precision, "--format", form, "-o", str(out)]
+    assert arrowhead("embed", *options, "a", "b").exit_code == 0
+    wanted = quantize(expected(["a", "b"]), precision)
+    met = read(out, form)
+    assert met.dtype == (np.int64 if form == "jsonl" else wanted.dtype)
+    np.testing.assert_array_equal(met, wanted)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_embed_writes_files_all_or_nothing(
     arrowhead: Any, http_server: Any, tmp_path: Path, expected: Any, form: str
 ) -> None:
@@ -86,23 +138,11 @@ def test_embed_writes_files_all_or_nothing(
     http_server.script.output = "embeddings"
     assert arrowhead("embed", "--format", form, "-o", str(out), "a", "b").exit_code == 0
     assert list(tmp_path.iterdir()) == [out]
-    if form == "npy":
-        vectors = np.load(out)
-    elif form == "parquet":
-        table = pq.read_table(out)
-        assert table.schema.names == ["text", "embedding"]
-        assert table.schema.field("embedding").type == pa.list_(pa.float32(), 8)
-        assert table["text"].to_pylist() == ["a", "b"]
-        vectors = np.float32(table["embedding"].to_pylist())
-    else:
-        vectors = np.float32(
-            [json.loads(line)["embedding"] for line in out.read_text().splitlines()]
-        )
-    np.testing.assert_array_equal(vectors, expected(["a", "b"]))
+    np.testing.assert_array_equal(np.float32(read(out, form)), expected(["a", "b"]))
 
 
 def test_embed_writes_binary_to_a_pipe(http_server: Any, expected: Any, tmp_path: Path) -> None:
-    for form in ("npy", "parquet"):
+    for form in ("npy", "parquet", "arrow"):
         run = subprocess.run(
             [*ARROWHEAD, "embed", "--url", http_server.url, "--format", form, "a"],
             capture_output=True,
@@ -111,6 +151,7 @@ def test_embed_writes_binary_to_a_pipe(http_server: Any, expected: Any, tmp_path
         (tmp_path / form).write_bytes(run.stdout)
     np.testing.assert_array_equal(np.load(tmp_path / "npy"), expected(["a"]))
     assert pq.read_table(tmp_path / "parquet").num_rows == 1
+    assert pa.ipc.open_file(tmp_path / "arrow").read_all().num_rows == 1
 
 
 def test_binary_is_not_written_to_a_terminal(http_server: Any) -> None:

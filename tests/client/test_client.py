@@ -153,7 +153,7 @@ def test_no_texts(call: Call) -> None:
 
 
 def test_arrow_shares_the_vectors_memory(call: Call) -> None:
-    from arrowhead_client._plan import to_arrow
+    from arrowhead_client._arrow import to_arrow
 
     array = call(FakeTransport(), "embed_arrow", ["a", "b"])
     assert array.type == pa.list_(pa.float32(), 8)
@@ -375,11 +375,11 @@ def test_public_names_are_these() -> None:
         "AsyncHttpTransport", "AsyncTransport", "Client", "ClientClosed", "Config", "Document",
         "Experiment", "FakeTransport", "GrpcTransport", "Hit", "HttpTransport", "Index",
         "IndexBusy", "IndexDamaged", "IndexExists", "IndexFailed", "IndexNotFound", "InvalidInput",
-        "InvalidRequest", "InvalidUrl", "ModelInfo", "ModelNotFound", "NotInstalled", "Options",
-        "OtherModel", "Request", "ServerError",
-        "TextTooLong", "TimedOut", "Token", "TokenCounts", "Tokenized", "Transport", "Unavailable",
-        "UnexpectedResponse", "cosine_similarity", "dequantize", "in_candidate", "normalize",
-        "quantize", "truncate_dimensions",
+        "InvalidRequest", "InvalidUrl", "ModelFiles", "ModelInfo", "ModelNotFound", "NotInstalled",
+        "Options", "OtherModel", "Request", "ServerError", "TextTooLong", "TimedOut", "Token",
+        "TokenCounts", "Tokenized", "Transport", "Unavailable", "UnexpectedResponse",
+        "cosine_similarity", "dequantize", "in_candidate", "normalize", "quantize",
+        "truncate_dimensions",
     ]  # fmt: skip
     assert all(getattr(arrowhead_client, name) is not None for name in arrowhead_client.__all__)
     assert not hasattr(arrowhead_client, "nothing")
@@ -397,8 +397,8 @@ def test_all_errors_are_in_the_tree() -> None:
     [
         ("import arrowhead_client", ["grpc", "aiohttp", "tritonclient", "gevent", "pyarrow"]),
         ("import arrowhead_client.cli", ["grpc", "aiohttp", "tritonclient", "pyarrow"]),
-        ("import arrowhead_client as a; a.Client('grpc://h')", ["aiohttp", "gevent"]),
-        ("import arrowhead_client as a; a.Client('http://h')", ["grpc"]),
+        ("import arrowhead_client as a; a.Client('grpc://h')", ["aiohttp", "gevent", "pyarrow"]),
+        ("import arrowhead_client as a; a.Client('http://h')", ["grpc", "gevent", "pyarrow"]),
         ("import arrowhead_client as a; a.GrpcTransport, a.HttpTransport", []),
     ],
 )

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from arrowhead_client import Client, cosine_similarity, dequantize
 from arrowhead_server.supervisor import Server
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +54,45 @@ def test_embed_from_stdin_to_files(server: Server, tmp_path: Path) -> None:
     assert vectors.shape == (3, 384)
     stored = np.array(table["embedding"].to_pylist(), np.float32)
     np.testing.assert_allclose(vectors, stored, atol=1e-5)
+
+
+def test_embed_writes_whole_numbers(server: Server, tmp_path: Path) -> None:
+    """int8 by every format, whose types are the same, and near to what float32 says."""
+    texts = ["a cat sits on the mat", "stock markets fell"]
+    common = ("embed", *texts, "--url", server.grpc_url)
+    for form in ("npy", "parquet", "arrow", "jsonl"):
+        out = arrowhead(
+            *common, "--precision", "int8", "--format", form, "--out", str(tmp_path / form)
+        )
+        assert out.returncode == 0, out.stderr
+    codes = np.load(tmp_path / "npy")
+    assert (codes.dtype, codes.shape) == (np.int8, (2, 384))
+    with pa.memory_map(str(tmp_path / "arrow")) as mapped:
+        tables = [pq.read_table(tmp_path / "parquet"), pa.ipc.open_file(mapped).read_all()]
+        for table in tables:
+            assert table["embedding"].type == pa.list_(pa.int8(), 384)
+            assert table["embedding"].to_pylist() == codes.tolist()
+    rows = [json.loads(line) for line in (tmp_path / "jsonl").read_text().splitlines()]
+    assert [row["embedding"] for row in rows] == codes.tolist()
+    with Client(server.grpc_url) as client:
+        cosines = cosine_similarity(
+            dequantize(codes, "int8", client.info().ranges), client.embed(texts)
+        )
+    assert cosines.diagonal().min() > 0.99
+
+
+def test_embed_refuses_to_cut(server: Server) -> None:
+    out = arrowhead("embed", "a", "word " * 300, "--truncate", "none", "--url", server.http_url)
+    assert out.returncode == 1
+    assert "text 1 has more than the 256 tokens" in out.stderr
+
+
+def test_embed_by_input_type(prompted: Server) -> None:
+    out = arrowhead("embed", "a", "--input-type", "query", "--url", prompted.grpc_url)
+    assert out.returncode == 0, out.stderr
+    with Client(prompted.grpc_url) as client:
+        wanted = client.embed("query: a")
+    np.testing.assert_allclose(json.loads(out.stdout)["embedding"], wanted, atol=1e-3)
 
 
 def test_similarity_ranks(server: Server) -> None:

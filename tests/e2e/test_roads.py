@@ -66,7 +66,37 @@ def async_http_json(server: Server, texts: list[str]) -> Vectors:
 
 def arrow(server: Server, texts: list[str]) -> Vectors:
     with Client(server.grpc_url) as client:
-        array = client.embed_arrow(texts)
+        return _flat(client.embed_arrow(texts))
+
+
+def arrow_in_grpc(server: Server, texts: list[str]) -> Vectors:
+    with Client(server.grpc_url) as client:
+        return client.embed(pa.array(texts))
+
+
+def arrow_in_http(server: Server, texts: list[str]) -> Vectors:
+    column = pa.chunked_array([texts[:4], texts[4:]], pa.string())
+    with Client(server.http_url, batch_size=3) as client:
+        return _flat(client.embed_arrow(column))
+
+
+def arrow_in_http_json(server: Server, texts: list[str]) -> Vectors:
+    with Client(transport=HttpTransport(server.http_url, binary=False)) as client:
+        return _flat(client.embed_arrow(pa.array(texts, pa.string_view())))
+
+
+def async_arrow_in(server: Server, texts: list[str]) -> Vectors:
+    async def run() -> Vectors:
+        column = pa.array(["before", *texts]).dictionary_encode()[1:]
+        grpc, http = AsyncClient(server.grpc_url), AsyncClient(server.http_url, batch_size=3)
+        async with grpc, http:
+            first = await grpc.embed_arrow(column[:5])
+            return _flat(pa.concat_arrays([first, await http.embed_arrow(column[5:])]))
+
+    return asyncio.run(run())
+
+
+def _flat(array: pa.FixedSizeListArray) -> Vectors:
     assert array.type == pa.list_(pa.float32(), 384)
     return array.flatten().to_numpy().reshape(-1, 384)
 
@@ -98,6 +128,10 @@ ROADS: list[Callable[..., Any]] = [
     async_http,
     async_http_json,
     arrow,
+    arrow_in_grpc,
+    arrow_in_http,
+    arrow_in_http_json,
+    async_arrow_in,
     tokenizer_then_encoder,
 ]
 
