@@ -44,7 +44,7 @@ EXACT_UNTIL = 20_000
 _CELLS = 32
 _REFINED = 4  # times the hits that are wanted
 
-_FORMAT = 1
+_FORMAT = 1  # counts up, too, when texts are cut into passages in another way
 _TABLE = "documents"
 _METADATA = b"arrowhead"
 _IDS_AT_ONCE = 1000  # in one filter
@@ -266,19 +266,17 @@ class Store:
             .maximum_nprobes(0)
             .refine_factor(_REFINED)
         )
-        if where is None:
-            with _errors(self.path):
-                return list(query.to_list())
         try:
             # In brackets, or all that follows a complete expression would be ignored.
-            return list(query.where(f"({where})").to_list())
-        except ValueError as error:
+            return list((query if where is None else query.where(f"({where})")).to_list())
+        except (RuntimeError, ValueError, OSError) as error:
+            if where is None:
+                raise _damaged(self.path, error) from error
+            self.search(vector, 1, None)  # raises, if it is not the filter that fails
             raise InvalidInput(
-                f"the filter {where!r} cannot be read ({_said(error)}). Fields: "
+                f"the filter {where!r} cannot be used ({_said(error)}). Fields: "
                 f"{self._known_fields()}; such as: year > 2020 AND source = 'a'"
             ) from error
-        except (RuntimeError, OSError) as error:
-            raise _damaged(self.path, error) from error
 
     def _known_fields(self) -> str:
         schema = self.schema
@@ -329,13 +327,16 @@ def _errors(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, error: Exception) -> IndexDamaged:
-    return IndexDamaged(f"{path} cannot be used ({_said(error)}). Build it anew")
+    return IndexDamaged(
+        f"{path} cannot be read or written ({_said(error)}). If its files are damaged, build it "
+        "anew"
+    )
 
 
 def _said(error: Exception) -> str:
     """What LanceDB says, without the place in its source and the columns that are not for users."""
-    said = " ".join(str(error).split()).partition(", /")[0]
-    return said.removeprefix("Invalid input, ").partition(" Valid fields are")[0]
+    said = " ".join(str(error).split()).partition(", /")[0].partition(" Valid fields are")[0]
+    return said.removeprefix("Invalid input, ").removeprefix("lance error: ")
 
 
 def _among(ids: Sequence[str]) -> str:

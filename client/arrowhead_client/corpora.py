@@ -23,6 +23,7 @@ from arrowhead_client.datasets import json_rows, parquet_rows
 from arrowhead_client.documents import Document
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_BLOCK_BYTES = 16 << 20  # the longest row; types are told from the first block
 _TEXTS = (".txt", ".md")
 _WANTED = "wanted .parquet, .jsonl, .csv, .tsv, or a folder of .txt and .md"
 
@@ -80,6 +81,7 @@ class Corpus:
         try:
             with pyarrow.csv.open_csv(
                 self.source,
+                read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES),
                 parse_options=pyarrow.csv.ParseOptions(
                     delimiter=separator, newlines_in_values=True
                 ),

@@ -158,6 +158,8 @@ def test_filters(index: Index, where: str, found: set[str]) -> None:
         ("year >", "Expected: an expression"),
         ("year", "boolean"),
         ("year = 'x'", "could not convert"),
+        ("year / 0 = 1", "Divide by zero"),
+        ("CAST(source AS int) = 1", "Cannot cast string 'notes'"),
         ("year > 1; DROP TABLE documents", "Expected: \\)"),
         ("", "Expected: an expression"),
     ],

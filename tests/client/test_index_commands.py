@@ -79,6 +79,11 @@ def test_rows_of_files_are_documents(tmp_path: Path, write: Callable[[Path], Pat
     assert chosen[0] == Document("a", ROWS[0]["text"], {"year": 2021, "title": "Tea"})
 
 
+def test_a_long_text_in_a_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"id,text\na,{'long ' * 600_000}\nb,short\n")
+    assert [len(one.text) for one in Corpus(tmp_path / "a.csv")] == [3_000_000, 5]
+
+
 def test_files_of_a_folder_are_documents(tmp_path: Path) -> None:
     (tmp_path / "sub" / ".git").mkdir(parents=True)
     for name in ("b.md", "a.txt", "sub/c.md", "sub/.hidden.md", "sub/.git/d.md", "e.pdf"):
