@@ -41,6 +41,7 @@ from arrowhead_client._store import (
 MOST_HITS = 10_000
 _BATCH = 512  # documents in one commit; a process that is killed loses no more
 _BATCH_CHARS = 4_000_000
+_TIDY_AFTER = 100  # batches
 _STEP = 128  # passages between two moves of the progress bar
 _LONGEST_ID = 1024  # bytes
 _CHECK_S = 1.0  # a model that is replaced on the server is noticed so soon
@@ -150,12 +151,15 @@ class Index:
             OtherModel: the server gives vectors of another model by now.
             ServerError: as for `Client.embed`.
         """
-        changed = 0
+        changed, due = 0, _TIDY_AFTER
         with self._store.writing(), _bar(documents, progress) as bar:
             self._check_model()
-            for batch, seen in _batches(documents):
+            for number, (batch, seen) in enumerate(_batches(documents), 1):
                 changed += self._add(batch, bar)
                 bar.update(seen)
+                if number == due:  # ever rarer, or a long stream would be rewritten time and again
+                    self._store.tidy()
+                    due *= 2
             self._store.tidy()
         return changed
 

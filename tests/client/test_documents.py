@@ -325,6 +325,17 @@ def test_a_stream_is_written_as_it_comes(
     assert max(held) == 9
 
 
+def test_the_bar_says_how_far_it_is(index: Index, capsys: pytest.CaptureFixture[str]) -> None:
+    more = [Document(f"{n}", "x") for n in range(7)]
+    index.add(more)
+    assert capsys.readouterr() == ("", "")  # no terminal
+    index.add(more, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "7/7" in err
+    assert "document/s" in err
+
+
 def test_a_bad_document_costs_those_before_it_nothing(
     index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
