@@ -4,6 +4,7 @@
 1. The index is built through a running server, and built again with nothing to do.
 2. What is found: nDCG@10 and recall, exact and by an index of vectors, beside whole documents.
 3. How quick: queries a second, embedding included and the store alone, by 1 and 8 callers.
+4. A larger table of made-up vectors: what the index of vectors finds of it, and how quickly.
 
 The peer is brute force: one numpy product of the query with the same vectors, in this process.
 """
@@ -15,15 +16,29 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
+import pyarrow as pa
 
 from arrowhead_client import Document, Index
 from arrowhead_client import measures as m
+from arrowhead_client._algebra import normalize
+from arrowhead_client._arrow import to_arrow
 from arrowhead_client._passages import MOST_CHARS
-from arrowhead_client._store import EXACT_UNTIL, VECTOR, Store
+from arrowhead_client._store import (
+    EXACT_UNTIL,
+    HASH,
+    HASH_BYTES,
+    ID,
+    PART,
+    TEXT,
+    VECTOR,
+    Description,
+    Store,
+)
 from arrowhead_client.datasets import RetrievalSet
 from perf.common import Run, common_options, end_as_ctrl_c_does
 from perf.machine import Bystanders, describe
@@ -36,6 +51,10 @@ CALLERS = (1, 8)
 ROUNDS = 3
 HITS = 100
 _QUICK_DOCUMENTS, _QUICK_QUERIES = 300, 40
+_LARGER = {False: 200_000, True: 20_000}  # passages; by `quick`
+_NOISE = 0.03  # added to each component: a cosine of about 0.86 with what it was
+_AT_ONCE = 10_000
+_TIMED = 50  # queries to the larger table
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,23 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Larger:
+    """A larger table: the vectors of the set, each many times, with noise; no texts.
+
+    Attributes:
+        same: of numpy's first ten passages, the percent among the index of vectors' first ten.
+        exact_ms, indexed_ms, numpy_ms: of one query, its vector given.
+    """
+
+    passages: int
+    indexed_s: float
+    same: float
+    exact_ms: Sample
+    indexed_ms: Sample
+    numpy_ms: Sample
+
+
+@dataclass(frozen=True)
 class SearchResults(Run):
     """All of it."""
 
@@ -90,6 +126,7 @@ class SearchResults(Run):
     indexed_s: float
     quality: list[Quality]
     speeds: list[Speed]
+    larger: Larger
 
 
 @click.command()
@@ -152,6 +189,9 @@ def measure(data: RetrievalSet, source: str, repository: Path, *, quick: bool) -
             f"{way}, index of vectors": call for way, call in ways.items() if "numpy" not in way
         }
         speeds += _speeds(again, len(data.queries), rounds, others)
+        others.look()
+        click.echo("a larger table", err=True)
+        larger = _larger(Path(folder) / "larger", vectors, queries, _LARGER[quick])
     return SearchResults(
         machine=machine,
         quick=quick,
@@ -163,6 +203,45 @@ def measure(data: RetrievalSet, source: str, repository: Path, *, quick: bool) -
         indexed_s=indexed_s,
         quality=quality,
         speeds=speeds,
+        larger=larger,
+    )
+
+
+def _larger(path: Path, vectors: Vectors, queries: Vectors, passages: int) -> Larger:
+    width, made = vectors.shape[1], np.random.default_rng(1)
+    store, blocks = Store.create(path, Description("noise", "", width)), []
+    for start in range(0, passages, _AT_ONCE):
+        count = min(_AT_ONCE, passages - start)
+        block = vectors[made.integers(0, len(vectors), count)]
+        block = normalize(block + _NOISE * made.standard_normal(block.shape, np.float32))
+        columns = {
+            ID: pa.array(f"{number}" for number in range(start, start + count)),
+            TEXT: pa.array([""] * count),
+            PART: pa.array([0] * count, pa.int32()),
+            HASH: pa.array([bytes(HASH_BYTES)] * count, pa.binary(HASH_BYTES)),
+            VECTOR: to_arrow(block),
+        }
+        store.put(pa.table(columns, schema=store.schema), [])
+        blocks.append(block)
+    wanted = m.search(queries, blocks, 10)
+    some, all_of_them = queries[:_TIMED], np.concatenate(blocks)
+
+    def timed(call: Callable[[Vectors], object]) -> Sample:
+        call(some[0])
+        return Sample.of([elapsed_ms(partial(call, query)) for query in some])
+
+    exact_ms = timed(lambda query: store.search(query, 30, None))
+    numpy_ms = timed(lambda query: np.argpartition(-(all_of_them @ query), 30)[:30])
+    indexed_s = elapsed_ms(store.index_vectors) / 1e3
+    found = [{int(row[ID]) for row in store.search(query, 10, None)} for query in queries]
+    same = [len(f & set(w)) / 10 for f, w in zip(found, wanted.tolist(), strict=True)]
+    return Larger(
+        passages,
+        indexed_s,
+        100 * float(np.mean(same)),
+        exact_ms,
+        timed(lambda query: store.search(query, 30, None)),
+        numpy_ms,
     )
 
 
@@ -344,6 +423,20 @@ def page(results: SearchResults) -> str:
             [
                 (one.way, f"{one.callers}", one.queries_s.show(), one.p50_ms.show())
                 for one in results.speeds
+            ],
+        ),
+        "## A larger table",
+        f"The vectors of these passages, drawn at random {results.larger.passages:,} times, each "
+        f"with noise (of {_NOISE} a component) and made of length 1 again; without texts. One "
+        "caller, vector to passages.",
+        table(
+            ["", ""],
+            [
+                ("exact, ms", results.larger.exact_ms.show()),
+                ("index of vectors, ms", results.larger.indexed_ms.show()),
+                ("numpy, ms", results.larger.numpy_ms.show()),
+                ("of numpy's first ten, in the index of vectors', %", f"{results.larger.same:.2f}"),
+                ("index of vectors made, s", f"{results.larger.indexed_s:.1f}"),
             ],
         ),
     ]

@@ -26,6 +26,7 @@ def test_it_goes_all_the_ways(minilm_repository: Path, tmp_path: Path) -> None:
     assert ways["index, exact"]["ndcg"] > 70
     assert {one["callers"] for one in found["speeds"]} == {1, 8}
     assert found["built"]["again_s"] < found["built"]["seconds"]
+    assert found["larger"]["same"] > 95
     text = (tmp_path / "search.md").read_text()
     assert "## What is found" in text
     assert "text to hits, index of vectors" in text
