@@ -39,7 +39,8 @@ OWN = (ID, TEXT, PART, HASH, VECTOR)
 HASH_BYTES = 16
 
 # Passages up to which each is compared; above, an index of vectors is kept: every passage in one
-# byte a component (IVF_SQ). What both cost and find: perf/results/search.md.
+# byte a component (IVF_SQ), in cells of some 8,000. What both cost and find, up to 200,000, is in
+# perf/results/search.md.
 EXACT_UNTIL = 20_000
 _CELLS = 32
 _REFINED = 4  # times the hits that are wanted

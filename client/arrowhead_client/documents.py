@@ -89,7 +89,8 @@ class Index:
     [Hit(id='a', score=0.71, snippet='Tea is made of leaves.', fields={'year': 2021})]
 
     A long text is kept as several passages; a document scores what its best passage does. Searching
-    is exact up to 20,000 passages; above, an index finds about 99 of 100 (perf/results/search.md).
+    is exact up to 20,000 passages; above, an index of vectors finds nearly all of what is nearest
+    (perf/results/search.md, up to 200,000).
 
     One process writes at a time; any number search meanwhile, and see each commit at once.
     """
