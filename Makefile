@@ -7,7 +7,7 @@ MODEL := $(or $(lastword $(MADE)),model_repository/minilm_encoder/1/weights.parq
 BIN   := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert quickstart serve test check perf peers profile gateway search gpu conversions constraints clean
+.PHONY: help setup convert quickstart serve test check perf peers profile gateway handover search gpu conversions constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ profile: $(MODEL)  ## Where a request's time goes, and how it grows: perf/result
 
 gateway: $(MODEL)  ## What the gateway costs and saves: perf/results/gateway.md (ARGS="--quick")
 	@$(BIN)/python -m perf.gateway $(ARGS)
+
+handover: $(MODEL)  ## Texts in and vectors out, Arrow, shared memory: perf/results/handover.md (ARGS="--quick")
+	@$(BIN)/python -m perf.handover $(ARGS)
 
 gpu: $(MODEL)  ## Measure encoder and server on a GPU: perf/results/gpu.md (ARGS="--quick")
 	@$(BIN)/python -m perf.gpu $(ARGS)

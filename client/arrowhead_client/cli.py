@@ -37,6 +37,9 @@ COMMANDS = {
     "gateway": Command(
         "arrowhead_server.gateway.command:gateway", "gateway", "Serve JSON over HTTP."
     ),
+    "gateway-key": Command(
+        "arrowhead_server.gateway.command:gateway_key", "gateway", "Make an API key for a gateway."
+    ),
     "index": Command(
         "arrowhead_client.index_commands:index", "search", "Keep documents to be searched."
     ),

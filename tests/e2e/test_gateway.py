@@ -6,7 +6,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +20,7 @@ import pytest
 
 from arrowhead_client import Client, cosine_similarity, truncate_dimensions
 from arrowhead_server.address import free_address
-from arrowhead_server.supervisor import Server
+from arrowhead_server.supervisor import Server, running_server
 
 from .gateways import started, stopped
 
@@ -278,3 +281,22 @@ def test_without_triton_it_says_so_in_each_dialect() -> None:
             assert other.headers["Retry-After"] == "1"
     finally:
         stopped(process)
+
+
+def test_a_model_of_an_older_arrowhead_is_said_to_be_one(
+    minilm_repository: Path, tmp_path: Path
+) -> None:
+    repository = shutil.copytree(minilm_repository, tmp_path / "models")
+    config = repository / "minilm_tokenizer" / "config.pbtxt"
+    lines = config.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not re.search(r'"(info|tokenizer|metadata)"', line)]
+    assert len(lines) - len(kept) == 3
+    config.write_text(re.sub(r"\},(?=[^{]*\n\])", "}", "".join(kept)))
+    with running_server(repository) as server:
+        process, url = started(f"--url={server.grpc_url}")
+        try:
+            answer = httpx.post(f"{url}/embed", json={"inputs": "a"})
+            assert answer.status_code == 424
+            assert "convert it again" in answer.json()["error"]
+        finally:
+            stopped(process)

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from playwright.sync_api import Browser, Error, Page, Request, Route, expect, sy
 
 from arrowhead_client import cosine_similarity, truncate_dimensions
 from arrowhead_server.address import free_address
+from arrowhead_server.gateway import keys
 from arrowhead_server.supervisor import Server
 
 from .gateways import started, stopped
@@ -325,35 +327,34 @@ def test_a_gateway_of_few_texts_a_request_that_is_gone_then(
     assert all("ERR_CONNECTION_REFUSED" in one for one in watched.failures())
 
 
-def test_a_key_is_asked_for_sent_and_kept_in_memory_only(watched: Watched, url: str) -> None:
-    refused = {"error": "no key: wanted the header 'Authorization: Bearer KEY'"}
-
-    def guard(route: Route) -> None:
-        if route.request.headers.get("authorization") == "Bearer secret-7":
-            route.continue_()
-        else:
-            route.fulfill(status=401, json=refused)
-
-    page = watched.page
-    for path in ("info", "v1/embeddings", "tokenize"):
-        page.route(f"**/{path}", guard)
-    page.goto(url)
-    expect(page.locator("#told")).to_have_text(refused["error"])
-    key = page.get_by_label("API key or token")
-    key.fill("wrong")
-    key.press("Enter")
-    expect(page.locator("#status")).to_have_text("Not up to date")
-    expect(key).to_be_visible()
-    key.fill("secret-7")
-    page.get_by_role("button", name="Use it").click()
-    expect(page.locator("#map td.same")).to_have_count(7)
-    expect(page.get_by_role("alert")).to_be_hidden()
-    row(page, 1).get_by_role("button", name="12 tokens").click()
-    expect(row(page, 1).locator(".token").first).to_be_visible()
-    kept = page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]")
-    assert kept == [0, 0, ""]
-    assert "secret-7" not in page.url
-    assert all("401 (Unauthorized)" in one for one in watched.failures())
+def test_a_key_is_asked_for_sent_and_kept_in_memory_only(
+    watched: Watched, server: Server, tmp_path: Path
+) -> None:
+    secret, file = keys.new(), tmp_path / "keys"
+    keys.add(file, keys.line("alice", secret))
+    process, url = started(f"--url={server.grpc_url}", f"--keys={file}")
+    try:
+        page = watched.page
+        page.goto(url)
+        expect(page.locator("#told")).to_contain_text("no key: wanted the header")
+        key = page.get_by_label("API key or token")
+        key.fill("wrong")
+        key.press("Enter")
+        expect(page.locator("#status")).to_have_text("Not up to date")
+        expect(page.locator("#told")).to_contain_text("this key is none that is known here")
+        expect(key).to_be_visible()
+        key.fill(secret)
+        page.get_by_role("button", name="Use it").click()
+        expect(page.locator("#map td.same")).to_have_count(7)
+        expect(page.get_by_role("alert")).to_be_hidden()
+        row(page, 1).get_by_role("button", name="12 tokens").click()
+        expect(row(page, 1).locator(".token").first).to_be_visible()
+        kept = page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]")
+        assert kept == [0, 0, ""]
+        assert secret not in page.url
+        assert all("401 (Unauthorized)" in one for one in watched.failures())
+    finally:
+        stopped(process)
 
 
 def test_markup_in_a_text_is_text(watched: Watched, url: str) -> None:

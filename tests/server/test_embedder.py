@@ -181,3 +181,34 @@ async def test_those_used_last_are_remembered_and_cannot_be_written_to(
     with pytest.raises(ValueError, match="read-only"):
         c.vector[0] = 1
     assert c.vector.base is None
+
+
+async def test_while_short_requests_come_a_long_list_has_one_part_at_triton(
+    transport: Slow, tokenizer: Tokenizer
+) -> None:
+    embedder = await embedder_of(transport, tokenizer, entries=1000)
+    one = asyncio.create_task(embedder(["a"]))
+    await settle(lambda: len(transport.asked()) == 1)
+    many = asyncio.create_task(embedder([f"{number} {LONG}" for number in range(40)]))
+    while len(transport.asked()) < 2:  # tokenized beside the loop
+        await asyncio.sleep(0.001)
+    await settle()
+    assert transport.asked() == [1, 4]
+    transport.open.set()
+    await one
+    assert len(await many) == 40
+    assert transport.asked() == [1, *[4] * 10]
+
+
+async def test_long_texts_are_remembered_without_being_kept(
+    transport: Slow, tokenizer: Tokenizer
+) -> None:
+    transport.open.set()
+    embedder = await embedder_of(transport, tokenizer)
+    texts = [LONG + end for end in ("a", "b", "ü", "u\u0308")]
+    ids = [(101, *[7] * 200, last) for last in (8, 9)]
+    first = await embedder([*texts, *ids])
+    again = await embedder([*texts, *ids])
+    assert all(one is other for one, other in zip(first, again, strict=True))
+    assert embedder.counts == Counts(hits=6, merged=0, misses=6)
+    assert max(len(name) for name in embedder._known) <= 64

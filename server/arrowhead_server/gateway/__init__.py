@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gateway: JSON over HTTP in front of Triton, in the dialects that people's tools speak.
 
-    app.py       the FastAPI application: all dialects, health, metrics, a limit on requests
+    command.py   `arrowhead gateway`, `arrowhead gateway-key`
+    settings.py  what a gateway is told
+    protocol.py  uvicorn's HTTP, with an end to headers
+    gate.py      what each request passes first: who asks, how often, how many at once, how large
+    access.py      who asks: by keys.py (hashed API keys), by tokens.py (JWT), or an address
+    rates.py       how often: in memory, or in a Redis that several gateways share
+    bodies.py      how large, and how much memory that will take
+    reread.py    files that are read again when they change
+    app.py       the FastAPI application: all dialects, health, metrics, the gate
     tei.py       `/embed`, `/similarity`, `/info`, as HuggingFace's server (TEI) has them
     openai.py    `/v1/embeddings`, `/v1/models`, as OpenAI has them
     triton.py    `/v2/models/NAME/infer`, as Triton has it
@@ -10,7 +18,7 @@
     asking.py    what all dialects ask for, and the edge algebra that gives it
     embedder.py  texts to vectors: remembered, and asked for once however many ask
     failures.py  our errors as statuses and bodies, a dialect each
-    command.py   `arrowhead gateway`
+    metrics.py   what Prometheus reads
 
 It loads no model: everything it tells of one it asks Triton for.
 """

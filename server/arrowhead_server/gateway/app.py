@@ -1,68 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The FastAPI application: both dialects, health, metrics, and a limit on what is in flight."""
+"""The FastAPI application: all dialects, health, metrics, and a gate in front of them."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any, Generic, TypeVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Gauge,
-    Histogram,
-    Metric,
-    generate_latest,
-)
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.security import HTTPBearer
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arrowhead_client import ArrowheadError, AsyncClient, InvalidInput, ServerError
 from arrowhead_server.gateway import failures, openai, page, tei, triton
-from arrowhead_server.gateway.asking import MOST_TEXTS, Asking
-from arrowhead_server.gateway.embedder import ENTRIES
-from arrowhead_server.gateway.web import Model, json
+from arrowhead_server.gateway.access import METADATA, Access
+from arrowhead_server.gateway.asking import Asking
+from arrowhead_server.gateway.bodies import MB, Bodies
+from arrowhead_server.gateway.embedder import PART_TEXTS
+from arrowhead_server.gateway.gate import Gate
+from arrowhead_server.gateway.metrics import Metrics
+from arrowhead_server.gateway.rates import Rates
+from arrowhead_server.gateway.settings import Settings
+from arrowhead_server.gateway.web import json
 
-MOST_BODY_MB = 16  # 2,048 texts of the longest that a model of 512 tokens reads take about 6
-_MB = 10**6
-UNLIMITED = ("/health", "/ready", "/metrics", "/docs", "/openapi.json")
+T = TypeVar("T")
 _PROBES = itertools.count()
-_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a gateway is told.
-
-    Attributes:
-        url, model: of Triton, as `AsyncClient` takes them.
-        entries: texts remembered.
-        in_flight: requests that may be under way at once; more are answered with 429.
-        most_texts: in a request.
-        most_body_mb: of a request's body, in 10^6 bytes; more is answered with 413.
-        timeout_s: for Triton's part of a request.
-    """
-
-    url: str
-    model: str
-    entries: int = ENTRIES
-    in_flight: int = 256
-    most_texts: int = MOST_TEXTS
-    most_body_mb: float = MOST_BODY_MB
-    timeout_s: float = 30.0
+_PROBED_S = 1.0
+# What pages of other origins may read of an answer.
+_SHOWN = (
+    "RateLimit-Limit",
+    "RateLimit-Remaining",
+    "RateLimit-Reset",
+    "Retry-After",
+    "WWW-Authenticate",
+    "x-compute-tokens",
+    "x-truncated",
+)
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application; it connects when it is started."""
+    """The application; it connects when it is started.
+
+    Raises:
+        BadSetting: keys, tokens' keys, or the rate cannot be read.
+    """
+    access, metrics = Access(settings), Metrics()
+    rates = None if settings.rate is None else Rates(settings.rate, settings.rate_store)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -72,14 +62,28 @@ def create_app(settings: Settings) -> FastAPI:
             model=settings.model,
             timeout_s=settings.timeout_s,
             retries=2,
-            batch_size=100,
+            batch_size=PART_TEXTS,
         )
         async with client:
-            asking = app.state.asking = Asking(client, settings.entries, settings.most_texts)
+            asking = app.state.asking = Asking(
+                client, settings.entries, settings.most_texts, settings.most_characters
+            )
             metrics.watch(asking)
             watching = asyncio.create_task(asking.watch())
             yield
             watching.cancel()
+
+    def answer(path: str, error: ArrowheadError, param: str | None = None) -> Response:
+        metrics.refused.labels(failures.reason(error)).inc()
+        if path.startswith("/v1/"):
+            failure = failures.openai(error, param)
+        elif path.startswith("/v2/"):
+            failure = failures.triton(error)
+        else:
+            failure = failures.tei(error)
+        response = json(failure.body, failure.status)
+        response.headers.update(failure.headers)
+        return response
 
     app = FastAPI(
         title="Arrowhead",
@@ -87,177 +91,112 @@ def create_app(settings: Settings) -> FastAPI:
         description="Text embeddings from NVIDIA Triton.",
         lifespan=lifespan,
     )
-    metrics = Metrics()
-    app.include_router(tei.router)
-    app.include_router(openai.router)
-    app.include_router(triton.router)
+    # For the pages only: the gate has looked at keys before.
+    asked: Sequence[Any] = [Depends(HTTPBearer(auto_error=False))] if access.wanted else []
+    app.include_router(tei.router, dependencies=asked)
+    app.include_router(openai.router, dependencies=asked)
+    app.include_router(triton.router, dependencies=asked)
     app.include_router(page.router)
-    app.add_exception_handler(ArrowheadError, _failed)
-    app.add_exception_handler(RequestValidationError, _not_understood)
+    _probe(app, metrics)
+    if settings.tokens is not None:
+
+        @app.get(METADATA)
+        async def protected_resource(request: Request) -> dict[str, Any]:
+            """Where tokens for this gateway come from (RFC 9728)."""
+            return access.resource(request.scope)
+
+    _answer_errors(app, answer)
+    app.add_middleware(
+        Gate,
+        access=access,
+        rates=rates,
+        bodies=Bodies(
+            int(settings.most_body_mb * MB), int(settings.most_memory_mb * MB), metrics.memory
+        ),
+        most=settings.in_flight,
+        metrics=metrics,
+        answer=answer,
+    )
+    if settings.cors_origins:  # outermost: a preflight brings no key, and refusals are read too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=_SHOWN,
+        )
+    return app
+
+
+def _probe(app: FastAPI, metrics: Metrics) -> None:
+    """The routes by which machines look after the gateway."""
+
+    async def lives() -> str | None:
+        try:
+            client = app.state.asking.client
+            await client.embed(f"health {next(_PROBES)} {time.time_ns()}", progress=False)
+        except ServerError as error:
+            return str(error)
+        return None
+
+    wrong = Shared(lives)
+    is_ready = Shared(lambda: app.state.asking.client.ready())
 
     @app.get("/health", response_class=Response, responses={503: {"model": failures.TritonFailure}})
-    async def health(model: Model) -> Response:
-        """200 if a text that nobody asked before is embedded now, else 503."""
-        try:
-            await model.client.embed(f"health {next(_PROBES)} {time.time_ns()}", progress=False)
-        except ServerError as error:
-            return json({"error": str(error)}, 503)
-        return Response(status_code=200)
+    async def health() -> Response:
+        """200 if a text that nobody asked before is embedded now, else 503. Tried once a second."""
+        failed = await wrong()
+        return Response(status_code=200) if failed is None else json({"error": failed}, 503)
 
     @app.get("/ready", response_class=Response, responses={503: {"description": "Not ready"}})
-    async def ready(model: Model) -> Response:
-        """200 if Triton says that the model is ready, else 503."""
-        return Response(status_code=200 if await model.client.ready() else 503)
+    async def ready() -> Response:
+        """200 if Triton says that the model is ready, else 503. Asked once a second."""
+        return Response(status_code=200 if await is_ready() else 503)
 
     @app.get("/metrics", include_in_schema=False)
     async def shown() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    app.add_exception_handler(HTTPException, _no_route)
-    app.add_middleware(
-        Gate,
-        metrics=metrics,
-        most=settings.in_flight,
-        most_body=int(settings.most_body_mb * _MB),
-    )
-    return app
+
+class Shared(Generic[T]):
+    """A call whose result all share who ask within a second: strangers cannot make it work more."""
+
+    def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
+        self._call = call
+        self._task: asyncio.Future[T] | None = None
+        self._began = 0.0
+
+    async def __call__(self) -> T:
+        """The result, of now or of less than a second ago."""
+        now = time.monotonic()
+        if self._task is None or (self._task.done() and now - self._began >= _PROBED_S):
+            self._task, self._began = asyncio.ensure_future(self._call()), now
+        return await asyncio.shield(self._task)
 
 
-class Metrics:
-    """What Prometheus reads."""
+def _answer_errors(app: FastAPI, answer: Callable[..., Response]) -> None:
+    """Each error in the dialect of its path."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.seconds = Histogram(
-            "arrowhead_gateway_request_seconds",
-            "From a request's first byte to its answer's last",
-            ["path", "status"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.in_flight = Gauge(
-            "arrowhead_gateway_in_flight", "Requests under way", registry=self.registry
-        )
+    async def failed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ArrowheadError)  # noqa: S101 (tells the type checker)
+        return answer(request.url.path, error)
 
-    def watch(self, asking: Asking) -> None:
-        """Tells the counts of its texts."""
-        self.registry.register(_Texts(asking))
+    async def not_understood(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 (tells the type checker)
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        return answer(request.url.path, InvalidInput(f"{place}: {first['msg']}"), place)
 
+    async def no_route(request: Request, error: Exception) -> Response:
+        """Of paths and methods that there are not, and of bodies that FastAPI could not parse."""
+        assert isinstance(error, HTTPException)  # noqa: S101 (tells the type checker)
+        if error.status_code == 400:
+            return answer(request.url.path, InvalidInput("body: no JSON"))
+        response = answer(request.url.path, InvalidInput(f"{request.url.path}: {error.detail}"))
+        response.status_code = error.status_code
+        response.headers.update(error.headers or {})  # of 405: which methods there are
+        return response
 
-class _Texts(Collector):
-    """Counts, read when Prometheus asks."""
-
-    def __init__(self, asking: Asking) -> None:
-        self._asking = asking
-
-    def collect(self) -> Iterator[Metric]:
-        counts = self._asking.counts
-        texts = CounterMetricFamily(
-            "arrowhead_gateway_texts",
-            "Texts: remembered (hit), asked for by another request already (merged), or new (miss)",
-            labels=["how"],
-        )
-        texts.add_metric(["hit"], counts.hits)
-        texts.add_metric(["merged"], counts.merged)
-        texts.add_metric(["miss"], counts.misses)
-        yield texts
-        entries = "Texts remembered"
-        yield GaugeMetricFamily("arrowhead_gateway_entries", entries, self._asking.remembered)
-
-
-class Gate:
-    """Counts and times requests, turns away too many and too large ones. ASGI middleware."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, most: int, most_body: int) -> None:
-        self._app, self._metrics, self._most, self._most_body = app, metrics, most, most_body
-        self._under_way = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers 429 or 413."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        path, status, began = scope["path"], 500, time.perf_counter()
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        self._under_way += 1
-        self._metrics.in_flight.set(self._under_way)
-        try:
-            if self._under_way > self._most and path not in UNLIMITED:
-                busy = failures.Busy(f"{self._most} requests are under way already; try again")
-                await _answer(path, busy)(scope, receive, watched)
-            elif (body := await self._body(receive)) is None:
-                large = failures.TooLarge(
-                    f"a body of more than {self._most_body / _MB:g} MB: send fewer texts a request"
-                )
-                await _answer(path, large)(scope, receive, watched)
-            else:
-                await self._app(scope, body, watched)
-        finally:
-            self._under_way -= 1
-            self._metrics.in_flight.set(self._under_way)
-            # As they are written here: what callers put into a path is their own choice.
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.seconds.labels(route, status).observe(time.perf_counter() - began)
-
-    async def _body(self, receive: Receive) -> Receive | None:
-        """The whole body, to be received again; None, and the rest unread, if it is too large."""
-        parts: list[bytes] = []
-        left = self._most_body
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":  # the caller went away
-                break
-            parts.append(message.get("body", b""))
-            left -= len(parts[-1])
-            if left < 0:
-                return None
-            if not message.get("more_body"):
-                message = {**message, "body": b"".join(parts)}
-                break
-        whole = [message]
-
-        async def again() -> Message:
-            return whole.pop() if whole else await receive()
-
-        return again
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ArrowheadError)  # noqa: S101 (tells the type checker)
-    return _answer(request.url.path, error)
-
-
-async def _not_understood(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 (tells the type checker)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][1:]) or "body"
-    return _answer(request.url.path, InvalidInput(f"{place}: {first['msg']}"), place)
-
-
-async def _no_route(request: Request, error: Exception) -> Response:
-    """Of paths and methods that there are not, and of bodies that FastAPI could not even parse."""
-    assert isinstance(error, HTTPException)  # noqa: S101 (tells the type checker)
-    if error.status_code == 400:
-        return _answer(request.url.path, InvalidInput("body: no JSON, or nested too deep"))
-    response = _answer(request.url.path, InvalidInput(f"{request.url.path}: {error.detail}"))
-    response.status_code = error.status_code
-    response.headers.update(error.headers or {})  # of 405: which methods there are
-    return response
-
-
-def _answer(path: str, error: ArrowheadError, param: str | None = None) -> Response:
-    if path.startswith("/v1/"):
-        failure = failures.openai(error, param)
-    elif path.startswith("/v2/"):
-        failure = failures.triton(error)
-    else:
-        failure = failures.tei(error)
-    response = json(failure.body, failure.status)
-    response.headers.update(failure.headers)
-    return response
+    app.add_exception_handler(ArrowheadError, failed)
+    app.add_exception_handler(RequestValidationError, not_understood)
+    app.add_exception_handler(HTTPException, no_route)

@@ -15,6 +15,7 @@ from arrowhead_client import (
     ArrowheadError,
     AsyncClient,
     InvalidInput,
+    InvalidRequest,
     ModelFiles,
     ModelInfo,
     ModelNotFound,
@@ -28,12 +29,17 @@ from arrowhead_engine.spec import parse_metadata
 from arrowhead_engine.tokenizer import Tokenizer
 from arrowhead_server.gateway.embedder import ENTRIES, Counts, Embedded, Embedder
 
+MOST_CHARACTERS = 100_000  # of a text; a model reads 64 for each token of its limit at the most
 MOST_TEXTS = 2048  # in a request, as OpenAI has it; Triton is asked in parts
 WATCH_S = 1.0  # for so long after another version went live the one before is asked
 
 
 class TooManyTexts(InvalidInput):
     """More texts than a request may hold."""
+
+
+class TextTooLarge(InvalidInput):
+    """A text that no model reads to its end, whatever its words."""
 
 
 class UnknownModel(ArrowheadError):
@@ -61,6 +67,7 @@ class Asking:
         client: asks Triton; stays its owner's.
         entries: texts remembered.
         most_texts: in a request.
+        most_characters: of a text.
 
     Attributes:
         client, most_texts: as given.
@@ -68,10 +75,15 @@ class Asking:
     """
 
     def __init__(
-        self, client: AsyncClient, entries: int = ENTRIES, most_texts: int = MOST_TEXTS
+        self,
+        client: AsyncClient,
+        entries: int = ENTRIES,
+        most_texts: int = MOST_TEXTS,
+        most_characters: int = MOST_CHARACTERS,
     ) -> None:
         self.client = client
         self.most_texts = most_texts
+        self._most_characters = most_characters
         self.counts = Counts()
         self._entries = entries
         self._live: Embedder | None = None
@@ -81,6 +93,11 @@ class Asking:
     def remembered(self) -> int:
         """How many texts are."""
         return 0 if self._live is None else len(self._live)
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """How many texts wait for their turn at Triton, by lane."""
+        return {"interactive": 0, "bulk": 0} if self._live is None else self._live.waiting
 
     async def watch(self) -> None:
         """Looks for another version for as long as it runs."""
@@ -107,8 +124,7 @@ class Asking:
         """
         if not inputs:
             raise InvalidInput("no texts: wanted one at least")
-        if len(inputs) > self.most_texts:
-            raise TooManyTexts(f"{len(inputs)} texts: wanted {self.most_texts} at most a request")
+        self.check(inputs)
         served = await self._served()
         try:
             return await _embed(served, inputs, options)
@@ -118,6 +134,23 @@ class Asking:
             if await self._look() is served and await self._look() is served:
                 raise
         return await _embed(await self._served(), inputs, options)
+
+    def check(self, inputs: Sequence[str] | Sequence[list[int]]) -> None:
+        """That a request holds no more than it may.
+
+        Raises:
+            TooManyTexts: too many texts.
+            TextTooLarge: too many characters of one.
+        """
+        if len(inputs) > self.most_texts:
+            raise TooManyTexts(f"{len(inputs)} texts: wanted {self.most_texts} at most a request")
+        most = self._most_characters
+        for number, text in enumerate(inputs):
+            if isinstance(text, str) and len(text) > most:
+                raise TextTooLarge(
+                    f"text {number} has {len(text)} characters: wanted {most} at most; cut it, or "
+                    "send it in parts"
+                )
 
     async def prefix(self, options: Options) -> str:
         """What the options put in front of each text."""
@@ -134,15 +167,23 @@ class Asking:
         return await asyncio.shield(self._looking)
 
     async def _looked(self) -> Embedder:
-        info = await self.client.info()
         live = self._live
-        if live is None or _space(live.info) != _space(info):
-            files = await self.client.files(info)
-            tokenizer = await asyncio.to_thread(_tokenizer, files)
-            live = Embedder(self.client, info, tokenizer, self.counts, self._entries)
+        try:
+            info = await self.client.info()
+            if live is None or _space(live.info) != _space(info):
+                live = await self._opened(info)
+        except InvalidRequest as error:  # not what a caller of the gateway sent
+            raise UnexpectedResponse(
+                f"the served model does not tell what it is: convert it again. {error}",
+                status=error.status,
+            ) from error
         live.info = info  # its prompts may be others
         self._live = live
         return live
+
+    async def _opened(self, info: ModelInfo) -> Embedder:
+        tokenizer = await asyncio.to_thread(_tokenizer, await self.client.files(info))
+        return Embedder(self.client, info, tokenizer, self.counts, self._entries)
 
 
 def _space(info: ModelInfo) -> tuple[int, str]:

@@ -10,6 +10,8 @@ the encoder asked by ids spares Triton a step, and the gateway a second request.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ PART_TOKENS = (
 )
 INTERACTIVE, BULK = 3, 2  # requests to Triton at once: one is computed while the next is on its way
 INLINE_CHARACTERS = 20_000  # are tokenized in about 5 ms; more, beside the event loop
+
+QUIET_S = 1.0  # so long after a short request, one part of long lists goes at a time
+NAMED_FROM = 64  # characters or ids; longer keys are remembered by their hash
 
 Key: TypeAlias = str | tuple[int, ...]
 
@@ -64,7 +69,8 @@ class Embedder:
     is new, one is computed. Belongs to one event loop.
 
     What fits one request to Triton is interactive, what takes several is bulk. Each kind has a lane
-    of its own, so that neither waits in a queue behind the other.
+    of its own, so that neither waits in a queue behind the other. Triton takes what it has in turn:
+    a short request waits for the parts that are there, so while such come there is one.
 
     Args:
         client: asks Triton; stays its owner's.
@@ -89,15 +95,21 @@ class Embedder:
         self.tokenizer = tokenizer
         self._client = client
         self.counts = counts
-        self._known: LRUCache[Key, Embedded] = LRUCache(entries)
+        self._known: LRUCache[Key | bytes, Embedded] = LRUCache(entries)
         self._coming: dict[Key, asyncio.Future[Embedded]] = {}
-        self._interactive = _Lane(self._ask, INTERACTIVE)
-        self._bulk = _Lane(self._ask, BULK)
+        self._interactive = _Lane(self._ask, lambda: INTERACTIVE)
+        self._bulk = _Lane(self._ask, self._bulk_parts)
+        self._last_interactive = -QUIET_S
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         """How many texts are remembered."""
         return len(self._known)
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """How many texts wait for their turn at Triton, by lane."""
+        return {"interactive": len(self._interactive), "bulk": len(self._bulk)}
 
     async def __call__(self, keys: Sequence[Key]) -> list[Embedded]:
         """What the model says of each text, or of each text's ids, special ones included.
@@ -113,7 +125,7 @@ class Embedder:
         waiting: dict[Key, asyncio.Future[Embedded]] = {}
         new: list[Key] = []
         for key in dict.fromkeys(keys):
-            if (known := self._known.get(key)) is not None:
+            if (known := self._known.get(_name(key))) is not None:
                 found[key] = known
                 continue
             if key not in self._coming:
@@ -168,7 +180,12 @@ class Embedder:
             for key in new
         ]
         fits = len(texts) <= PART_TEXTS and sum(len(one.ids) for one in texts) <= PART_TOKENS
+        if fits:
+            self._last_interactive = time.monotonic()
         (self._interactive if fits else self._bulk).put(texts)
+
+    def _bulk_parts(self) -> int:
+        return 1 if time.monotonic() - self._last_interactive < QUIET_S else BULK
 
     async def _ask(self, part: list[_Text]) -> None:
         try:
@@ -182,7 +199,7 @@ class Embedder:
             # A row of its own, or one remembered text would hold the memory of its whole part.
             embedded = Embedded(vector.copy(), len(one.ids), one.truncated)
             embedded.vector.flags.writeable = False
-            self._known[one.key] = embedded
+            self._known[_name(one.key)] = embedded
             self._coming.pop(one.key).set_result(embedded)
 
     def _failed(self, keys: list[Key], error: BaseException) -> None:
@@ -193,6 +210,19 @@ class Embedder:
                 future.exception()  # all who wait may have gone away: nothing to complain of
             else:
                 future.cancel()
+
+
+def _name(key: Key) -> Key | bytes:
+    """What a text is remembered by: 10,000 long ones would be gigabytes."""
+    if len(key) <= NAMED_FROM:
+        return key
+    if isinstance(key, str):
+        return _hash(key.encode("utf-8", "surrogatepass"), b"text")
+    return _hash(np.array(key, np.int64).tobytes(), b"ids")
+
+
+def _hash(told: bytes, kind: bytes) -> bytes:
+    return hashlib.blake2b(told, digest_size=32, person=kind).digest()
 
 
 class _Text(NamedTuple):
@@ -210,13 +240,19 @@ class _Lane:
 
     Args:
         ask: sends one part; raises nothing.
-        most: parts under way at once.
+        most: parts under way at once, now.
     """
 
-    def __init__(self, ask: Callable[[list[_Text]], Coroutine[Any, Any, None]], most: int) -> None:
+    def __init__(
+        self, ask: Callable[[list[_Text]], Coroutine[Any, Any, None]], most: Callable[[], int]
+    ) -> None:
         self._ask, self._most = ask, most
         self._gathered: deque[_Text] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """How many texts wait."""
+        return len(self._gathered)
 
     def put(self, texts: list[_Text]) -> None:
         """Takes texts on."""
@@ -224,7 +260,7 @@ class _Lane:
         self._send()
 
     def _send(self) -> None:
-        while self._gathered and len(self._under_way) < self._most:
+        while self._gathered and len(self._under_way) < self._most():
             task = asyncio.create_task(self._ask(self._part()))
             self._under_way.add(task)
             task.add_done_callback(self._done)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from arrowhead_client import Options, cosine_similarity
 from arrowhead_client._options import check_lengths
-from arrowhead_server.gateway.asking import Answer, TooManyTexts
+from arrowhead_server.gateway.asking import Answer
 from arrowhead_server.gateway.failures import TeiFailure, declared
 from arrowhead_server.gateway.web import OUTPUT_DTYPES, Body, Inputs, Model, Wanted, json, several
 
@@ -140,8 +140,7 @@ async def similarity(body: SimilarityRequest, model: Model) -> Response:
 async def tokenize(body: TokenizeRequest, model: Model) -> list[list[dict[str, Any]]]:
     """The tokens that the model reads of each text, and which characters they are."""
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    if len(texts) > model.most_texts:
-        raise TooManyTexts(f"{len(texts)} texts: wanted {model.most_texts} at most a request")
+    model.check(texts)
     prefix = await model.prefix(Options(prompt_name=body.prompt_name))
     found = await model.client.tokenize(texts, prompt=prefix)
     if not body.truncate:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Gate`: what each request passes before a route sees it. ASGI middleware.
+
+    who asks ─▶ how often ─▶ how many at once ─▶ how large ─▶ the application
+
+In the order of what they cost: a stranger's body is not read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from fastapi import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from arrowhead_client import ArrowheadError
+from arrowhead_server.gateway.access import OPEN, Access, address
+from arrowhead_server.gateway.bodies import Bodies
+from arrowhead_server.gateway.failures import Busy, Unauthorized
+from arrowhead_server.gateway.metrics import Metrics
+from arrowhead_server.gateway.rates import Rates
+
+
+class Gate:
+    """Lets requests in, or answers in the caller's dialect why not; counts and times all.
+
+    Args:
+        app: what is behind it.
+        access: knows callers.
+        rates: counts their requests; None: they may ask as often as they like.
+        bodies: reads what they send.
+        most: requests that may be under way at once.
+        metrics: told of each request.
+        answer: makes a response of an error.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        rates: Rates | None,
+        bodies: Bodies,
+        most: int,
+        metrics: Metrics,
+        answer: Callable[[str, ArrowheadError], Response],
+    ) -> None:
+        self._app, self._access, self._rates, self._bodies = app, access, rates, bodies
+        self._most, self._metrics, self._answer = most, metrics, answer
+        self._under_way = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status, began = 500, time.perf_counter()
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if scope["path"] in OPEN and scope["method"] in ("GET", "HEAD"):
+                await self._app(scope, receive, watched)
+            else:
+                await self._let_in(scope, receive, watched)
+        finally:
+            # As they are written in routes: what callers put into a path is their own choice.
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.seconds.labels(route, status).observe(time.perf_counter() - began)
+
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        told: dict[str, str] = {}
+
+        async def telling(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [(name.lower().encode(), told[name].encode()) for name in told]
+                message = {**message, "headers": [*message["headers"], *headers]}
+            await send(message)
+
+        async with AsyncExitStack() as stack:
+            try:
+                told = await self._counted(scope)
+                self._check_room()
+                receive = await stack.enter_async_context(self._bodies.read(receive))
+                self._check_room()
+            except ArrowheadError as error:
+                await self._answer(scope["path"], error)(scope, receive, telling)
+                return
+            self._set(self._under_way + 1)
+            try:
+                await self._app(scope, receive, telling)
+            finally:
+                self._set(self._under_way - 1)
+
+    async def _counted(self, scope: Scope) -> dict[str, str]:
+        """Who asks, counted; what there is to tell them."""
+        try:
+            caller = await self._access.caller(scope)
+        except Unauthorized:
+            if self._rates is not None:  # those who try keys are counted where they are
+                await self._rates.count(address(scope))
+            raise
+        return {} if self._rates is None else await self._rates.count(caller)
+
+    def _check_room(self) -> None:
+        if self._under_way >= self._most:
+            raise Busy(f"{self._most} requests are under way already; try again")
+
+    def _set(self, under_way: int) -> None:
+        self._under_way = under_way
+        self._metrics.in_flight.set(under_way)
