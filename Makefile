@@ -7,7 +7,7 @@ MODEL := $(or $(lastword $(MADE)),model_repository/minilm_encoder/1/weights.parq
 BIN   := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert quickstart serve test check perf peers profile gateway handover gpu conversions constraints clean
+.PHONY: help setup convert quickstart serve test check perf peers profile gateway handover search gpu conversions constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ handover: $(MODEL)  ## Texts in and vectors out, Arrow, shared memory: perf/resu
 
 gpu: $(MODEL)  ## Measure encoder and server on a GPU: perf/results/gpu.md (ARGS="--quick")
 	@$(BIN)/python -m perf.gpu $(ARGS)
+
+search: $(MODEL)  ## What an index finds, and how quickly: perf/results/search.md (ARGS="--retrieval DIR")
+	@$(BIN)/python -m perf.search $(ARGS)
 
 conversions: $(MODEL)  ## Measure conversions: perf/results/conversions.md (ARGS="--sts FILE --retrieval DIR")
 	@$(BIN)/python -m perf.conversions $(ARGS)
