@@ -154,7 +154,7 @@ class Tools:
         best = np.argsort(-scores, kind="stable")[:limit].tolist()
         notes = [
             *self._cut([text], ask, "text"),
-            *self._cut(others, answer, "others"),
+            *self._cut(others, answer, "others[{}]"),
         ]
         if len(best) < len(others):
             notes.append(f"The {len(others) - len(best)} lowest are not listed.")
@@ -172,7 +172,7 @@ class Tools:
     @tool
     def search(
         self,
-        query: Annotated[str, Field(min_length=1)],
+        query: str,
         limit: Annotated[int, Field(ge=1, le=50)] = 5,
         where: str | None = None,
     ) -> Hits:
@@ -226,7 +226,9 @@ class Tools:
             ArrowheadError: as the tool says.
         """
         if name not in self.names:
-            raise InvalidInput(f"there is no tool {name!r}: there are {', '.join(self.names)}")
+            raise InvalidInput(
+                f"there is no tool {shortened(name)!r}: there are {', '.join(self.names)}"
+            )
         result = getattr(self, name)(**FORMS[name].parsed(arguments))
         dumped: dict[str, Any] = FORMS[name].result.dump_python(
             result, mode="json", exclude_none=True
@@ -250,13 +252,13 @@ class Tools:
             return None
         return Options(input_type=input_type).prefix(self._client.prompts(), self._client.model)
 
-    def _cut(self, texts: list[str], prompt: str | None, what: str) -> list[str]:
-        """A note, if the model does not read all of each text."""
+    def _cut(self, texts: list[str], prompt: str | None, called: str) -> list[str]:
+        """A note, if the model does not read all of each text; `called` names one by its place."""
         counts = self._client.count_tokens(texts, prompt=prompt)
         places = counts.truncated.nonzero()[0].tolist()
         if not places:
             return []
-        named = ", ".join(f"{what}[{place}]" for place in places[:_NAMED])
+        named = ", ".join(called.format(place) for place in places[:_NAMED])
         more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
         return [f"Only the first {counts.length[places[0]]} tokens were read of {named}{more}."]
 
