@@ -38,6 +38,7 @@ from arrowhead_client._tool_results import LEAST_CHARS, MOST_CHARS, as_json
 from arrowhead_client.commands import RETRIES, server_options
 from arrowhead_client.tools import Tools
 
+_GRACE_S = 3  # for calls under way; a host that only listens would hold it for ever
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _INSTRUCTIONS = (
     "Meaning of texts, by an embedding model: rank texts with `similarity`, find documents with "
@@ -159,7 +160,14 @@ def mcp(
             return
         click.echo(f"tools of {model} at {url}: http://{host}:{port}/mcp", err=True)
         app = http_app(server, allow_hosts)
-        uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+        uvicorn.run(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
 
 
 async def _serve_stdio(server: Server[Any]) -> None:
