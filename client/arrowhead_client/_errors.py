@@ -6,6 +6,13 @@
     ├── InvalidInput               an argument cannot be sent                 (also a ValueError)
     │   └── TextTooLong            the model would not read all of a text, and none may be cut
     ├── ClientClosed               the client was used after `close()`
+    ├── NotInstalled               what an extra brings is missing            (also an ImportError)
+    ├── IndexFailed                an index of documents, or the way to it
+    │   ├── IndexNotFound          there is none in this folder
+    │   ├── IndexExists            there is one already
+    │   ├── IndexBusy              another process is writing to it
+    │   ├── IndexDamaged           it cannot be read
+    │   └── OtherModel             its vectors are not of the model that is asked
     └── ServerError                the server, or the way to it; `.status` where one was received
         ├── InvalidRequest         the server refused this request: do not send it again
         ├── ModelNotFound          the server runs, but not with this model
@@ -40,6 +47,34 @@ class TextTooLong(InvalidInput):
 
 class ClientClosed(ArrowheadError):
     """The client was used after `close()`."""
+
+
+class NotInstalled(ArrowheadError, ImportError):
+    """A package that an extra brings is not installed; the message has the command."""
+
+
+class IndexFailed(ArrowheadError):
+    """An index of documents cannot be used as was asked."""
+
+
+class IndexNotFound(IndexFailed):
+    """There is no index in this folder."""
+
+
+class IndexExists(IndexFailed):
+    """There is an index in this folder already."""
+
+
+class IndexBusy(IndexFailed):
+    """Another process, or another `Index` of this one, is writing to the index."""
+
+
+class IndexDamaged(IndexFailed):
+    """The index cannot be read, or was made by another version."""
+
+
+class OtherModel(IndexFailed):
+    """The index holds vectors of another model than the one that is asked."""
 
 
 class ServerError(ArrowheadError):

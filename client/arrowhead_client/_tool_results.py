@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -17,7 +18,7 @@ Encoding: TypeAlias = Literal["preview", "binary", "float32"]
 Row = TypeVar("Row")
 
 MOST_CHARS, LEAST_CHARS = 4000, 1500
-_TEXT_CHARS, _FIELD_CHARS = 200, 80
+_TEXT_CHARS, _FIELD_CHARS, _ERROR_CHARS = 240, 80, 1000
 _PREVIEW = 8
 
 
@@ -96,7 +97,7 @@ def fitted(
     most_chars: int,
     notes: Sequence[str],
     hint: str,
-    brief: Callable[[Row], Row] | None = None,
+    brief: Callable[[Row], Row] = lambda row: row,
 ) -> Any:
     """The answer with as many rows, from the first, as its JSON has room for.
 
@@ -106,7 +107,7 @@ def fitted(
         most_chars: characters of its JSON.
         notes: what it says in any case.
         hint: what to do when rows are shortened or left out.
-        brief: a shorter row in place of one that has no room.
+        brief: makes a shorter row in place of one that has no room.
     """
 
     def note(shortened: int, left: int) -> str | None:
@@ -120,18 +121,13 @@ def fitted(
     kept: list[Row] = []
     shortened = 0
     for row in rows:
-        size = len(as_json(row)) + 1  # and a comma
-        if size > room and brief is not None:
-            row = brief(row)
-            size = len(as_json(row)) + 1
-            shortened += 1
-        if size > room:
+        fitting = [one for one in (row, brief(row)) if len(as_json(one)) < room]
+        if not fitting:
             break
-        kept.append(row)
-        room -= size
-    else:
-        return answer(kept, note(shortened, 0))
-    return answer(kept, note(shortened - (brief is not None), len(rows) - len(kept)))
+        kept.append(fitting[0])
+        shortened += fitting[0] is not row
+        room -= len(as_json(fitting[0])) + 1  # and a comma
+    return answer(kept, note(shortened, len(rows) - len(kept)))
 
 
 def encoded(vector: Vectors, encoding: Encoding) -> list[float] | str:
@@ -163,7 +159,12 @@ def shortened(text: str, most: int = _TEXT_CHARS) -> str:
     return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
 
 
+def told(error: Exception) -> str:
+    """An error for a model to read."""
+    return shortened(str(error), _ERROR_CHARS)
+
+
 def _brief(value: Any) -> Any:
-    if isinstance(value, (bool, int, float)):
+    if isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return shortened(str(value), _FIELD_CHARS)

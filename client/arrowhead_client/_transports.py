@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from arrowhead_client._plan import Answer, Request
 from arrowhead_client._url import parse_url
 
 PROMPT_PARAMETER = "prompt."  # in `config.pbtxt`, in front of a prompt's name
+_MOST_TOKENS = 256  # read by the model of `FakeTransport`
 
 Pause: TypeAlias = Callable[[float], None]
 Task: TypeAlias = Callable[[Pause], Answer]
@@ -205,17 +207,17 @@ class FakeTransport(Transport):
         if request.outputs == ("info",):
             return {"info": np.array([[self._info()]], np.object_)}
         words = np.array([[len(text.split())] for text in request.texts], np.int32)
-        return {
-            "embeddings": np.stack([_vector(text, self.dimension) for text in request.texts]),
-            "length": np.minimum(words, 256),
-            "truncated": words > 256,
-        }
+        counted = {"length": np.minimum(words, _MOST_TOKENS), "truncated": words > _MOST_TOKENS}
+        if "tokens" in request.outputs:
+            return {**counted, **_words(request.texts)}
+        vectors = [_vector(text, self.dimension) for text in request.texts]
+        return {**counted, "embeddings": np.stack(vectors)}
 
     def _info(self) -> bytes:
         ranges = np.array([[-1.0], [1.0]], "<f4").repeat(self.dimension, axis=1)
         told: dict[str, Any] = {
             "dimension": self.dimension,
-            "max_seq_length": 256,
+            "max_seq_length": _MOST_TOKENS,
             "normalize": True,
             "fingerprint": self._fingerprint,
             "ranges": base64.b64encode(ranges.tobytes()).decode(),
@@ -278,6 +280,17 @@ def embedding_width(shapes: dict[str, Sequence[int]], server: str, model: str) -
             "Is it a model that `arrowhead convert` made?"
         )
     return int(shape[-1])
+
+
+def _words(texts: Sequence[bytes]) -> Answer:
+    """The words of B texts as tokens: ids and names [B, S], offsets [B, S, 2]."""
+    rows = [list(re.finditer(r"\S+", text.decode()))[:_MOST_TOKENS] for text in texts]
+    shape = len(rows), max(map(len, rows))
+    tokens, offsets = np.full(shape, "", np.object_), np.zeros((*shape, 2), np.int32)
+    for row, words in enumerate(rows):
+        tokens[row, : len(words)] = [word.group() for word in words]
+        offsets[row, : len(words)] = np.reshape([word.span() for word in words], (-1, 2))
+    return {"input_ids": np.ones(shape, np.int32), "tokens": tokens, "offsets": offsets}
 
 
 def _vector(text: bytes, dimension: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -37,6 +37,9 @@ COMMANDS = {
     "gateway": Command(
         "arrowhead_server.gateway.command:gateway", "gateway", "Serve JSON over HTTP."
     ),
+    "index": Command(
+        "arrowhead_client.index_commands:index", "search", "Keep documents to be searched."
+    ),
     "info": Command("arrowhead_client.commands:info", None, "Tell what a served model is."),
     "inspect": Command("arrowhead_engine.inspect:inspect", "engine", "Look into a weight file."),
     "mcp": Command(
@@ -53,6 +56,9 @@ COMMANDS = {
     ),
     "rollback": Command(
         "arrowhead_conversion.registry_commands:rollback", "convert", "Go back a version."
+    ),
+    "search": Command(
+        "arrowhead_client.index_commands:search", "search", "Find documents by what they mean."
     ),
     "serve": Command("arrowhead_server.command:serve", "serve", "Start and watch Triton."),
     "similarity": Command(

@@ -33,8 +33,7 @@ url_option = click.option(
 )
 
 
-def server_options(function: F) -> F:
-    """`--url` and `--model`."""
+def _server_options(function: F) -> F:
     model = click.option("--model", default="minilm", show_default=True, help="The model's name.")
     return url_option(model(function))
 
@@ -49,7 +48,7 @@ _file_option = click.option(
 @click.command()
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @_file_option
-@server_options
+@_server_options
 @click.option("--prompt", help='Put in front of each text, such as "query: ".')
 @click.option("--prompt-name", help='In place of --prompt: one the model brings, such as "query".')
 @click.option("--dimensions", type=int, help="Cut the vectors to so many components (Matryoshka).")
@@ -111,7 +110,7 @@ def embed(
 @click.argument("a", metavar="A")
 @click.argument("others", metavar="B...", nargs=-1)
 @_file_option
-@server_options
+@_server_options
 @click.option("--json", "as_json", is_flag=True, help="JSON in place of the list.")
 def similarity(
     a: str,

@@ -18,6 +18,8 @@ from arrowhead_client._algebra import Vectors
 from arrowhead_client._errors import InvalidInput
 from arrowhead_client.measures import cosines, spearman
 
+_ROWS_AT_ONCE = 4096
+
 
 @dataclass(frozen=True)
 class StsPairs:
@@ -132,7 +134,7 @@ def _texts(file: Path) -> tuple[dict[str, int], list[str]]:
     """Of a corpus or of queries: each id's index, and the texts, a title in front."""
     index: dict[str, int] = {}
     texts: list[str] = []
-    for place, row in _parquet_rows(file) if file.suffix == ".parquet" else _json_rows(file):
+    for place, row in parquet_rows(file) if file.suffix == ".parquet" else json_rows(file):
         name, title, text = row.get("_id"), row.get("title") or "", row.get("text")
         if not (isinstance(name, (str, int)) and isinstance(title, str) and isinstance(text, str)):
             raise InvalidInput(
@@ -145,14 +147,19 @@ def _texts(file: Path) -> tuple[dict[str, int], list[str]]:
     return index, texts
 
 
-def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a Parquet file, each with its place; a few thousand are held at once.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
     import pyarrow as pa  # heavy, and the other commands do without it
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file) as table:
             number = 0
-            for batch in table.iter_batches():
+            for batch in table.iter_batches(_ROWS_AT_ONCE):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{file}, row {number}", row
@@ -160,7 +167,12 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise InvalidInput(f"{file} is no Parquet file that can be read: {error}") from error
 
 
-def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with its place; empty lines are left out.
+
+    Raises:
+        InvalidInput: it cannot be read, or a line is no object.
+    """
     for number, line in enumerate(_lines(file), 1):
         if line.strip():
             place = f"{file}, line {number}"
@@ -169,7 +181,7 @@ def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             except ValueError as error:
                 raise InvalidInput(f"{place} is no JSON: {error}") from error
             if not isinstance(row, dict):
-                raise InvalidInput(f"{place}: {type(row).__name__}; wanted an object with _id")
+                raise InvalidInput(f"{place}: {type(row).__name__}; wanted an object")
             yield place, row
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -33,9 +34,11 @@ from starlette.applications import Starlette
 
 from arrowhead_client._client import Client
 from arrowhead_client._errors import ArrowheadError
+from arrowhead_client._store import Store
 from arrowhead_client._tool_forms import FORMS
-from arrowhead_client._tool_results import LEAST_CHARS, MOST_CHARS, as_json
-from arrowhead_client.commands import RETRIES, server_options
+from arrowhead_client._tool_results import LEAST_CHARS, MOST_CHARS, as_json, told
+from arrowhead_client.commands import RETRIES, url_option
+from arrowhead_client.documents import Index
 from arrowhead_client.tools import Tools
 
 _GRACE_S = 3  # for calls under way; a host that only listens would hold it for ever
@@ -47,6 +50,7 @@ _INSTRUCTIONS = (
 _EPILOG = """\b
 Examples:
   arrowhead mcp
+  arrowhead mcp --index notes.index
   arrowhead mcp --transport streamable-http --port 8090
 
 \b
@@ -58,7 +62,7 @@ _HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d+)?")
 
 def create_server(tools: Tools) -> Server[Any]:
     """The tools as an MCP server, to run on any of the SDK's transports."""
-    listed = [_told(name) for name in tools.names]
+    listed = [_listed(name) for name in tools.names]
 
     async def list_tools(context: object, params: PaginatedRequestParams | None) -> ListToolsResult:
         return ListToolsResult(tools=listed)
@@ -69,7 +73,7 @@ def create_server(tools: Tools) -> Server[Any]:
             # In a thread of its own; one whose caller has left may end when it likes.
             result = await anyio.to_thread.run_sync(run, abandon_on_cancel=True)
         except ArrowheadError as error:
-            return CallToolResult(content=[_text(str(error))], is_error=True)
+            return CallToolResult(content=[_text(told(error))], is_error=True)
         return CallToolResult(content=[_text(as_json(result))], structured_content=result)
 
     return Server(
@@ -114,7 +118,14 @@ def _checked_hosts(
 
 
 @click.command(epilog=_EPILOG)
-@server_options
+@url_option
+@click.option("--model", help="The model's name.  [default: the index's, or minilm]")
+@click.option(
+    "--index",
+    "path",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Offer `search` too, in the index in this folder; `arrowhead index` makes one.",
+)
 @click.option(
     "--transport",
     type=click.Choice(["stdio", "streamable-http"]),
@@ -141,20 +152,24 @@ def _checked_hosts(
 )
 def mcp(
     url: str,
-    model: str,
+    model: str | None,
+    path: Path | None,
     transport: str,
     host: str,
     port: int,
     allow_hosts: tuple[str, ...],
     max_chars: int,
 ) -> None:
-    """Offer embed and similarity to hosts of language models, by MCP.
+    """Offer embed, similarity and search to hosts of language models, by MCP.
 
     It asks a running `arrowhead serve`, and may be started before it. Over HTTP it listens on this
     machine only and knows no keys: for others, put a proxy that does in front.
     """
+    store = None if path is None else Store.open(path)
+    model = model or ("minilm" if store is None else store.description.model)
     with Client(url, model=model, retries=RETRIES) as client:
-        server = create_server(Tools(client, most_chars=max_chars))
+        index = None if store is None else Index(store, client)  # asks nothing yet
+        server = create_server(Tools(client, index, most_chars=max_chars))
         if transport == "stdio":
             anyio.run(_serve_stdio, server)
             return
@@ -180,7 +195,7 @@ def _ports(host: str) -> list[str]:
     return [host] if re.search(r":\d+$", host) else [host, f"{host}:*"]
 
 
-def _told(name: str) -> Tool:
+def _listed(name: str) -> Tool:
     form = FORMS[name]
     return Tool(
         name=name,

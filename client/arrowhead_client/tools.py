@@ -12,7 +12,7 @@ Each is a typed method whose signature and docstring are its schema; no other de
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast
 
 import numpy as np
 from pydantic import Field
@@ -36,9 +36,13 @@ from arrowhead_client._tool_results import (
     fitted,
     found,
     shortened,
+    told,
     without_fields,
     without_vector,
 )
+
+if TYPE_CHECKING:
+    from arrowhead_client.documents import Hit
 
 Format = Literal["openai", "openai-responses", "anthropic", "json-schema"]
 _NAMED = 5  # texts that a note names
@@ -47,8 +51,8 @@ _NAMED = 5  # texts that a note names
 class Searchable(Protocol):
     """What `search` needs of an index; `arrowhead_client.documents.Index` is one."""
 
-    def search(self, query: str, *, limit: int = 10, where: str | None = None) -> Sequence[Any]:
-        """The best hits, each with `id`, `score`, `snippet` and `fields`."""
+    def search(self, query: str, *, limit: int = 10, where: str | None = None) -> Sequence[Hit]:
+        """The best hits."""
 
     def __len__(self) -> int:
         """How many documents there are."""
@@ -181,11 +185,13 @@ class Tools:
         Args:
             query: what is looked for, in words or as a question.
             limit: how many documents to give.
-            where: only documents whose fields meet this condition, as in SQL: "year >= 2020".
+            where: only documents that meet this condition over `id` and their fields, in SQL:
+                "year >= 2020 AND source = 'notes'". A wrong one is answered with the fields.
 
         Raises:
             InvalidInput: an argument is not of its type or out of its range, there is no index, or
-                it cannot be searched so.
+                the condition cannot be read.
+            IndexFailed: the index is damaged, or of another model.
             ServerError: the model cannot be asked.
         """
         if self._index is None:
@@ -195,7 +201,7 @@ class Tools:
         return cast(
             Hits,
             fitted(
-                [found(hit.id, float(hit.score), hit.snippet, hit.fields) for hit in hits],
+                [found(*hit) for hit in hits],
                 lambda kept, note: Hits(documents, kept, note),
                 most_chars=self._most_chars,
                 notes=[],
@@ -245,7 +251,7 @@ class Tools:
         try:
             return as_json(self.run(name, arguments))
         except ArrowheadError as error:
-            return as_json({"error": str(error)})
+            return as_json({"error": told(error)})
 
     def _prompt(self, input_type: InputType | None) -> str | None:
         if input_type is None:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import re
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import httpx
 import jsonschema
@@ -26,6 +28,7 @@ from pydantic import TypeAdapter
 from arrowhead_client import Client, FakeTransport, InvalidInput, Request, Unavailable, normalize
 from arrowhead_client._tool_forms import FORMS, tool
 from arrowhead_client.cli import main
+from arrowhead_client.documents import Document, Hit, Index
 from arrowhead_client.tools import Tools, definitions
 
 LONG = "word " * 300
@@ -40,13 +43,6 @@ STRICT_WORDS = {
     *("type", "enum", "anyOf", "description", "properties", "required", "additionalProperties"),
     *("items", "minItems", "maxItems", "minimum", "maximum"),
 }
-
-
-class Hit(NamedTuple):
-    id: str
-    score: float
-    snippet: str
-    fields: dict[str, Any]
 
 
 class Documents:
@@ -123,8 +119,8 @@ def test_a_tool_is_its_signature_and_its_docstring() -> None:
         "where": {
             "anyOf": [{"type": "string"}, {"type": "null"}],
             "default": None,
-            "description": "only documents whose fields meet this condition, as in SQL: "
-            '"year >= 2020".',
+            "description": "only documents that meet this condition over `id` and their fields, in "
+            "SQL: \"year >= 2020 AND source = 'notes'\". A wrong one is answered with the fields.",
         },
     }
 
@@ -236,7 +232,7 @@ def test_similarity_ranks_and_tells_what_it_left_out() -> None:
     assert many.note is not None
     assert "read of text. " in many.note
     assert "others[4] and 2 more." in many.note
-    assert max(len(match.text) for match in many.matches) == 200
+    assert max(len(match.text) for match in many.matches) == 240
 
 
 def test_a_question_gets_the_models_prompts() -> None:
@@ -256,8 +252,25 @@ def test_search_asks_the_index_and_shortens_fields() -> None:
     assert found.documents == 2
     shown = {"year": 2020, "open": True, "by": "x" * 79 + "…", "tags": "['a', 'b']"}
     assert found.hits[0].fields == shown
-    assert found.hits[0].snippet == "s" * 199 + "…"
+    assert found.hits[0].snippet == "s" * 239 + "…"
     assert (found.hits[0].score, found.hits[1].fields) == (0.8765, None)
+
+
+def test_search_of_an_index(tmp_path: Path) -> None:
+    """A real one: its hits, its answer to a wrong condition, and its refusal of another model."""
+    client = Client(transport=FakeTransport())
+    index = Index.create(tmp_path, client)
+    index.add([Document(f"{one}", f"text {one}", {"year": 2000 + one}) for one in range(20)])
+    subject = Tools(client, index)
+    found = subject.run("search", {"query": "text 7", "where": "year > 2004"})
+    assert found["documents"] == 20
+    assert len(found["hits"]) == 5
+    best = {"id": "7", "score": 1.0, "snippet": "text 7", "fields": {"year": 2007}}
+    assert found["hits"][0] == best
+    wrong = subject.call("search", {"query": "text 7", "where": "years > 2004"})
+    assert "Fields: id (string), year (int64)" in json.loads(wrong)["error"]
+    long = subject.call("search", {"query": "text 7", "where": "x" * 9999})
+    assert len(json.loads(long)["error"]) == 1000
 
 
 def test_without_an_index_there_is_no_search() -> None:
@@ -407,7 +420,12 @@ def test_an_answer_is_cut_honestly() -> None:
     assert [one.vector is not None for one in answer.texts] == [True] + [False] * 9
     assert answer.note is not None
     assert answer.note.startswith("9 shortened and 0 left out, to answer in 4000 characters: ask")
-    heavy = [Hit(str(one), 0.5, "s" * 200, {"by": "x" * 80}) for one in range(50)]
+    answer = tools(fake=FakeTransport(128), most_chars=1500).embed(["a"] * 100, "float32")
+    told = re.search(r"(\d+) shortened and (\d+) left out", answer.note or "")
+    assert told is not None
+    assert int(told[1]) == sum(one.vector is None for one in answer.texts) > 0
+    assert int(told[2]) == 100 - len(answer.texts) > 0
+    heavy = [Hit(str(one), 0.5, "s" * 240, {"by": "x" * 80}) for one in range(50)]
     found = tools(*heavy).search("q", limit=50)
     assert found.note is not None
     assert f" {50 - len(found.hits)} left out" in found.note

@@ -18,7 +18,9 @@ from click.testing import CliRunner
 from mcp import Client, StdioServerParameters
 from mcp.types import CallToolResult, TextContent
 
+from arrowhead_client import Client as ArrowheadClient
 from arrowhead_client.cli import main
+from arrowhead_client.documents import Document, Index
 from arrowhead_client.tools import definitions
 from arrowhead_server.address import free_address
 from arrowhead_server.supervisor import Server, running_server
@@ -113,16 +115,54 @@ async def test_a_host_finds_and_calls_the_tools(
         assert not (await host.call_tool("similarity", CALL)).is_error
 
 
-async def test_it_may_be_started_before_the_server(minilm_repository: Path) -> None:
+@pytest.fixture(scope="module")
+def notes(client: ArrowheadClient, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of four documents."""
+    path = tmp_path_factory.mktemp("notes") / "notes.index"
+    texts = {
+        "tea": "Tea is made by pouring hot water over leaves.",
+        "bread": "Bread rises because yeast makes gas.",
+        "cats": "A kitten is a young cat.",
+        "shares": "The stock market fell by a tenth.",
+    }
+    documents = (
+        Document(name, text, {"year": 2020 + number})
+        for number, (name, text) in enumerate(texts.items())
+    )
+    assert Index.create(path, client).add(documents) == 4
+    return path
+
+
+async def test_with_an_index_there_is_search(server: Server, notes: Path) -> None:
+    async with Client(_stdio(server.grpc_url, f"--index={notes}")) as host:
+        listed = {one.name: one for one in (await host.list_tools()).tools}
+        assert list(listed) == ["embed", "similarity", "search"]
+        result = await host.call_tool("search", {"query": "how is a hot drink prepared?"})
+        assert result.structured_content is not None
+        jsonschema.validate(result.structured_content, listed["search"].output_schema)
+        best = result.structured_content["hits"][0]
+        assert (best["id"], best["fields"]) == ("tea", {"year": 2020})
+        where = {"query": "how is a hot drink prepared?", "where": "year > 2021", "limit": 1}
+        result = await host.call_tool("search", where)
+        assert result.structured_content is not None
+        assert [one["fields"]["year"] > 2021 for one in result.structured_content["hits"]] == [True]
+        refused = await host.call_tool("search", {**where, "where": "when > 2021"})
+        assert refused.is_error
+        assert "Fields: id (string), year (int64)" in _text(refused)
+
+
+async def test_it_may_be_started_before_the_server(minilm_repository: Path, notes: Path) -> None:
     address = free_address()
     url = f"grpc://127.0.0.1:{address.grpc_port}"
-    async with Client(_stdio(url)) as host:
-        away = await host.call_tool("similarity", CALL)
-        assert away.is_error
-        assert f"no server answers at {url}" in _text(away)
-        assert "`arrowhead serve` starts one" in _text(away)
+    async with Client(_stdio(url, f"--index={notes}")) as host:
+        for name, arguments in (("similarity", CALL), ("search", {"query": "tea"})):
+            away = await host.call_tool(name, arguments)
+            assert away.is_error
+            assert f"no server answers at {url}" in _text(away)
+            assert "`arrowhead serve` starts one" in _text(away)
         with running_server(minilm_repository, address):
-            assert not (await host.call_tool("similarity", CALL)).is_error
+            for name, arguments in (("similarity", CALL), ("search", {"query": "tea"})):
+                assert not (await host.call_tool(name, arguments)).is_error
 
 
 def test_stdout_is_the_protocols_alone(server: Server) -> None:
@@ -197,6 +237,7 @@ def test_without_a_name_allowed_only_loopbacks_are(server: Server) -> None:
         (["--allow-host", "https://a.example"], "'https://a.example': wanted a name"),
         (["--url", "ftp://a"], "ftp"),
         (["--max-chars", "10"], "10 is not in the range"),
+        (["--index", "nowhere"], "nowhere holds no index: `arrowhead index build` makes one"),
     ],
 )
 def test_bad_options_are_told_at_the_start(options: list[str], wanted: str) -> None:

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passages and their vectors on disk: LanceDB behind one small class.
+
+A row is a passage: its document's `id`, its own `text` and `_vector`, which `_part` of the document
+it is, the `_hash` of the document's whole text, and the document's fields, a column each. What the
+index is of (`Description`) stands in the table's own metadata, so it is there when the table is.
+
+Each change is one commit of LanceDB's: a reader sees the table before it or after it, and a process
+that is killed leaves the one before. One process writes at a time, told by a lock that the kernel
+lifts when its holder dies. LanceDB's errors become ours here, and it is imported here alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arrowhead_client._algebra import Vectors
+from arrowhead_client._errors import (
+    IndexBusy,
+    IndexDamaged,
+    IndexExists,
+    IndexNotFound,
+    InvalidInput,
+    NotInstalled,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from lancedb.table import Table
+
+ID, TEXT, PART, HASH, VECTOR = "id", "text", "_part", "_hash", "_vector"
+OWN = (ID, TEXT, PART, HASH, VECTOR)
+HASH_BYTES = 16
+
+_FORMAT = 1
+_TABLE = "documents"
+_METADATA = b"arrowhead"
+_IDS_AT_ONCE = 1000  # in one filter
+_MOST_FRAGMENTS = 64  # files of a table; each search opens all
+_GRACE = timedelta(minutes=1)  # a search that began before a clean-up still finds its files
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an index is of.
+
+    Attributes:
+        model: the name of the model that its vectors are of, where it was made.
+        fingerprint: of the space of its vectors; see `ModelInfo`.
+        dimension: D.
+        format: of the table.
+    """
+
+    model: str
+    fingerprint: str
+    dimension: int
+    format: int = _FORMAT
+
+
+class Store:
+    """A table of passages in a folder. May be shared by threads."""
+
+    def __init__(self, path: Path, table: Table) -> None:
+        self.path = path
+        self._table: Any = table  # its own types lack some of what it does
+
+    @classmethod
+    def create(cls, path: Path, description: Description) -> Store:
+        """Makes an empty one; the folder may be there.
+
+        Raises:
+            NotInstalled: no LanceDB.
+            IndexExists: one is there already.
+            IndexBusy: another process is making it.
+        """
+        import pyarrow as pa
+
+        schema = pa.schema(
+            [
+                pa.field(ID, pa.string(), nullable=False),
+                pa.field(TEXT, pa.string(), nullable=False),
+                pa.field(PART, pa.int32(), nullable=False),
+                pa.field(HASH, pa.binary(HASH_BYTES), nullable=False),
+                pa.field(VECTOR, pa.list_(pa.float32(), description.dimension), nullable=False),
+            ],
+            metadata={_METADATA: json.dumps(asdict(description))},
+        )
+        database = _connect(path)
+        with _lock(path), _errors(path):
+            if _is_there(path):
+                raise IndexExists(f"{path} is an index already: add to it, or name another folder")
+            return cls(path, database.create_table(_TABLE, schema=schema))
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """The one in a folder.
+
+        Raises:
+            NotInstalled: no LanceDB.
+            IndexNotFound: there is none.
+            IndexDamaged: it cannot be read.
+        """
+        if not _is_there(path):
+            raise IndexNotFound(
+                f"{path} holds no index: `arrowhead index build` makes one, or name its folder"
+            )
+        database = _connect(path)
+        with _errors(path):
+            return cls(path, database.open_table(_TABLE))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns, `OWN` and a field each."""
+        with _errors(self.path):
+            schema: pa.Schema = self._table.schema
+            return schema
+
+    @property
+    def fields(self) -> list[str]:
+        """The names of the documents' fields."""
+        return [name for name in self.schema.names if name not in OWN]
+
+    @property
+    def description(self) -> Description:
+        """What it is of.
+
+        Raises:
+            IndexDamaged: the table does not say, or is of another format.
+        """
+        try:
+            told = json.loads(self.schema.metadata[_METADATA])
+            if told["format"] == _FORMAT:
+                return Description(**told)
+            met = f"its format is {told['format']}, and this version reads {_FORMAT}"
+        except (TypeError, LookupError, ValueError):
+            met = "its table is not one of ours"
+        raise IndexDamaged(f"{self.path} is no index that can be read: {met}. Build it anew")
+
+    def documents(self) -> int:
+        """How many there are."""
+        with _errors(self.path):
+            return int(self._table.count_rows(f"{PART} = 0"))
+
+    def passages(self) -> int:
+        """How many there are, of all documents together."""
+        with _errors(self.path):
+            return int(self._table.count_rows())
+
+    def size_bytes(self) -> int:
+        """On disk, what a clean-up has not removed yet included."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Holds the lock that whoever changes the table needs.
+
+        Raises:
+            IndexBusy: somebody else holds it.
+        """
+        with _lock(self.path):
+            yield
+
+    def add_fields(self, fields: Sequence[pa.Field]) -> None:
+        """Adds columns, which are null in all rows there are."""
+        with _errors(self.path):
+            self._table.add_columns(list(fields))
+
+    def rows(
+        self, ids: Sequence[str], columns: Sequence[str], where: str | None = None
+    ) -> pa.Table:
+        """Columns of the passages of these documents, in no order."""
+        import pyarrow as pa
+
+        found = []
+        with _errors(self.path):
+            for some in _chunks(ids):
+                chosen = _among(some) if where is None else f"{_among(some)} AND {where}"
+                query = self._table.search().where(chosen).select(list(columns))
+                found.append(query.limit(max(1, self._table.count_rows())).to_arrow())
+        return pa.concat_tables(found)
+
+    def put(self, rows: pa.Table, replaced: Sequence[str]) -> None:
+        """Adds passages; those of the documents `replaced` go, all in one commit."""
+        with _errors(self.path):
+            if not replaced:
+                self._table.add(rows)
+                return
+            (
+                self._table.merge_insert([ID, PART])
+                .when_matched_update_all()
+                .when_not_matched_insert_all()
+                .when_not_matched_by_source_delete(_among(replaced))
+                .execute(rows)
+            )
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Removes documents; how many of these there were.
+
+        Raises:
+            IndexBusy: somebody else is writing.
+        """
+        removed = 0
+        with self.writing(), _errors(self.path):
+            for some in _chunks(list(dict.fromkeys(ids))):
+                chosen = _among(some)
+                there = int(self._table.count_rows(f"{chosen} AND {PART} = 0"))
+                if there:
+                    self._table.delete(chosen)
+                removed += there
+            self.tidy()
+        return removed
+
+    def tidy(self) -> None:
+        """Joins files, if there are many, and removes those that nobody reads any more."""
+        with _errors(self.path):
+            if self._table.stats()["fragment_stats"]["num_fragments"] > _MOST_FRAGMENTS:
+                # Unverified: what a killed writer left; the lock says that no other one writes.
+                self._table.optimize(cleanup_older_than=_GRACE, delete_unverified=True)
+
+    def search(self, vector: Vectors, limit: int, where: str | None) -> list[dict[str, Any]]:
+        """The passages of the highest cosine with a vector [D], the best first.
+
+        Returns:
+            of each, `id`, `text`, the fields, and `_distance`, 1 less the cosine.
+
+        Raises:
+            InvalidInput: the filter cannot be read.
+        """
+        columns = [ID, TEXT, "_distance", *self.fields]
+        query = (
+            self._table.search(vector, vector_column_name=VECTOR)
+            .distance_type("cosine")
+            .select(columns)
+            .limit(limit)
+        )
+        if where is None:
+            with _errors(self.path):
+                return list(query.to_list())
+        try:
+            # In brackets, or all that follows a complete expression would be ignored.
+            return list(query.where(f"({where})").to_list())
+        except ValueError as error:
+            raise InvalidInput(
+                f"the filter {where!r} cannot be read ({_said(error)}). Fields: "
+                f"{self._known_fields()}; such as: year > 2020 AND source = 'a'"
+            ) from error
+        except (RuntimeError, OSError) as error:
+            raise _damaged(self.path, error) from error
+
+    def _known_fields(self) -> str:
+        schema = self.schema
+        return ", ".join(f"{name} ({schema.field(name).type})" for name in (ID, *self.fields))
+
+
+def _connect(path: Path) -> Any:
+    try:
+        import lancedb
+    except ModuleNotFoundError as error:
+        raise NotInstalled(
+            f"an index needs {error.name}, which is not installed: pip install 'arrowhead[search]'"
+        ) from error
+    # Zero: each read sees what was written before it, by whichever process.
+    return lancedb.connect(path, read_consistency_interval=timedelta(0))
+
+
+def _is_there(path: Path) -> bool:
+    return any((path / f"{_TABLE}.lance" / "_versions").glob("*.manifest"))
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout  # of the extra, as LanceDB
+
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path / "write.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise IndexBusy(
+            f"somebody else is writing to {path}: wait until that ends, and try again"
+        ) from error
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """LanceDB's errors as ours: it tells of a file that is damaged or gone in all of these."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> IndexDamaged:
+    return IndexDamaged(f"{path} cannot be used ({_said(error)}). Build it anew")
+
+
+def _said(error: Exception) -> str:
+    """What LanceDB says, without the place in its source and the columns that are not for users."""
+    said = " ".join(str(error).split()).partition(", /")[0]
+    return said.removeprefix("Invalid input, ").partition(" Valid fields are")[0]
+
+
+def _among(ids: Sequence[str]) -> str:
+    if not ids:
+        return "false"
+    quoted = ", ".join("'" + one.replace("'", "''") + "'" for one in ids)
+    return f"{ID} IN ({quoted})"
+
+
+def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    # One, empty, of none: its answer has the columns.
+    return (ids[at : at + _IDS_AT_ONCE] for at in range(0, max(len(ids), 1), _IDS_AT_ONCE))

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents out of files: Parquet, JSON lines, CSV, or a folder of text.
+
+    Parquet, JSON lines, CSV    a row is a document; columns are its id, its text and its fields
+    .txt, .md                   a file is a document; its id is its path within the folder
+
+Read as a stream: of a file of any size, a few thousand rows are held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from arrowhead_client._errors import InvalidInput
+from arrowhead_client.datasets import json_rows, parquet_rows
+from arrowhead_client.documents import Document
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_TEXTS = (".txt", ".md")
+_WANTED = "wanted .parquet, .jsonl, .csv, .tsv, or a folder of .txt and .md"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents of a file or a folder; each iteration reads them anew.
+
+    Attributes:
+        source: the file, told by its ending, or the folder.
+        id: the column of ids; numbers are taken as they are written.
+        text: the columns of text; of several, those that are not empty are joined by a blank.
+        fields: the columns that become fields; None: all others.
+    """
+
+    source: Path
+    id: str = "id"
+    text: tuple[str, ...] = ("text",)
+    fields: tuple[str, ...] | None = None
+
+    def __iter__(self) -> Iterator[Document]:
+        """The documents.
+
+        Raises:
+            InvalidInput: a file cannot be read, or a row has no id or no text; says where.
+        """
+        if self.source.is_dir() or self.source.suffix in _TEXTS:
+            return self._files()
+        return (self._document(place, row) for place, row in self._rows())
+
+    def __length_hint__(self) -> int:
+        """How many there are, or 0 where that would take reading them."""
+        if self.source.is_dir():
+            return sum(1 for _ in _text_files(self.source))
+        if self.source.suffix == ".parquet":
+            try:
+                return int(pq.read_metadata(self.source).num_rows)
+            except (OSError, pa.ArrowException):
+                return 0  # reading it will say why
+        return 0
+
+    def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        ending = self.source.suffix
+        if ending == ".parquet":
+            return parquet_rows(self.source)
+        if ending in (".jsonl", ".ndjson"):
+            return json_rows(self.source)
+        if ending in _SEPARATORS:
+            return self._csv_rows(_SEPARATORS[ending])
+        raise InvalidInput(f"{self.source} ends in {ending!r}: {_WANTED}")
+
+    def _csv_rows(self, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Numbers and dates are told from strings by Arrow, column by column."""
+        texts = {name: pa.string() for name in (self.id, *self.text)}
+        try:
+            with pyarrow.csv.open_csv(
+                self.source,
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter=separator, newlines_in_values=True
+                ),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types=texts, strings_can_be_null=True, quoted_strings_can_be_null=False
+                ),
+            ) as batches:
+                number = 0
+                for batch in batches:
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield f"{self.source}, row {number}", row
+        except (OSError, pa.ArrowException) as error:
+            raise InvalidInput(f"{self.source} cannot be read as CSV: {error}") from error
+
+    def _document(self, place: str, row: Mapping[str, Any]) -> Document:
+        missing = [name for name in (self.id, *self.text, *(self.fields or ())) if name not in row]
+        # In JSON lines, what is empty is often left out.
+        if self.id in missing or len(set(missing) & set(self.text)) == len(self.text):
+            raise InvalidInput(
+                f"{place}: no column {missing[0]!r} among {', '.join(map(repr, row))}; choose with "
+                "--id and --text"
+            )
+        name = row[self.id]
+        if isinstance(name, bool) or not isinstance(name, (str, int)):
+            raise InvalidInput(f"{place}: {self.id} is {name!r:.40}; wanted a string or a number")
+        texts = [row.get(column) or "" for column in self.text]
+        if not all(isinstance(text, str) for text in texts):
+            raise InvalidInput(f"{place}: {', '.join(self.text)} are {texts!r:.80}; wanted strings")
+        chosen = self.fields if self.fields is not None else row
+        used = (self.id, *self.text) if self.fields is None else ()
+        fields = {column: row.get(column) for column in chosen if column not in used}
+        return Document(str(name), " ".join(filter(None, texts)), fields)
+
+    def _files(self) -> Iterator[Document]:
+        folder, files = self.source, _text_files(self.source)
+        if not self.source.is_dir():
+            folder, files = self.source.parent, iter([self.source])
+        empty = True
+        for file in files:
+            empty = False
+            try:
+                text = file.read_text(encoding="utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise InvalidInput(f"{file} is not UTF-8 (byte {error.start})") from error
+            except OSError as error:
+                raise InvalidInput(f"cannot read {file}: {error.strerror or error}") from error
+            yield Document(file.relative_to(folder).as_posix(), text)
+        if empty:
+            raise InvalidInput(f"{self.source} holds no .txt and no .md: {_WANTED}")
+
+
+def _text_files(folder: Path) -> Iterator[Path]:
+    """In order of their names; nothing hidden, such as what git keeps."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _text_files(entry)
+        elif entry.suffix in _TEXTS and entry.is_file():
+            yield entry

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Search: documents, their vectors in a folder, and the nearest to a query.
+
+Document -> _passages.py (what the model reads at once) -> Client.embed -> _store.py (LanceDB)
+query    -> Client.embed -> _store.py -> a document's best passage -> _snippet.py -> Hit
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import length_hint
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from arrowhead_client._client import Client
+from arrowhead_client._errors import InvalidInput, OtherModel
+from arrowhead_client._options import Options, check_whole
+from arrowhead_client._passages import split
+from arrowhead_client._plan import to_arrow
+from arrowhead_client._rows import column, new_fields
+from arrowhead_client._snippet import snippet
+from arrowhead_client._store import (
+    HASH,
+    HASH_BYTES,
+    ID,
+    OWN,
+    PART,
+    TEXT,
+    VECTOR,
+    Description,
+    Store,
+)
+
+MOST_HITS = 10_000
+_BATCH = 512  # documents in one commit; a process that is killed loses no more
+_BATCH_CHARS = 4_000_000
+_STEP = 128  # passages between two moves of the progress bar
+_LONGEST_ID = 1024  # bytes
+_CHECK_S = 1.0  # a model that is replaced on the server is noticed so soon
+_PASSAGES_A_HIT = 3  # looked at, to begin with: several may be of one document
+
+
+class Document(NamedTuple):
+    """What is searched.
+
+    Attributes:
+        id: names it; a document of the same id replaces it.
+        text: what is embedded, and what a snippet is taken from.
+        fields: what else is known of it, by name: strings, numbers, booleans, dates, lists of
+            these, or None. A filter may ask for them; each hit brings them.
+    """
+
+    id: str
+    text: str
+    fields: Mapping[str, Any] = MappingProxyType({})
+
+
+class Hit(NamedTuple):
+    """A document that was found.
+
+    Attributes:
+        id: the document's.
+        score: the cosine of the query with its best passage, -1..1.
+        snippet: the piece of that passage that has most of the query's words, on one line.
+        fields: the document's, without those that it has not.
+    """
+
+    id: str
+    score: float
+    snippet: str
+    fields: dict[str, Any]
+
+
+class Index:
+    """Documents and their vectors in a folder. May be shared by threads.
+
+    >>> with Client() as client:  # doctest: +SKIP
+    ...     index = Index.create("notes.index", client)
+    ...     index.add([Document("a", "Tea is made of leaves.", {"year": 2021})])
+    ...     index.search("how is tea made?", where="year > 2020")
+    [Hit(id='a', score=0.71, snippet='Tea is made of leaves.', fields={'year': 2021})]
+
+    A text that is longer than the model reads is kept as several passages, which overlap a little;
+    a document scores what its best passage does. Searching is exact: each passage is compared.
+
+    One process writes at a time; any number search meanwhile, and see each commit at once.
+    """
+
+    def __init__(self, store: Store, client: Client) -> None:
+        self._store = store
+        self._client = client
+        self._description = store.description
+        self._checked_s = -np.inf
+
+    @classmethod
+    def create(cls, path: str | Path, client: Client) -> Index:
+        """An empty index in a folder, which is made if need be, for the model that `client` asks.
+
+        Raises:
+            NotInstalled: LanceDB is not installed.
+            IndexExists: there is one already.
+            IndexBusy: another process is making it.
+            ServerError: the model cannot be asked what it is.
+        """
+        info = client.info()
+        description = Description(client.model, info.fingerprint, info.dimension)
+        return cls(Store.create(Path(path), description), client)
+
+    @classmethod
+    def open(cls, path: str | Path, client: Client) -> Index:
+        """The index in a folder.
+
+        Raises:
+            NotInstalled: LanceDB is not installed.
+            IndexNotFound: there is none.
+            IndexDamaged: it cannot be read.
+            OtherModel: its vectors are of another model than the one that `client` asks.
+            ServerError: the model cannot be asked what it is.
+        """
+        index = cls(Store.open(Path(path)), client)
+        index._check_model()
+        return index
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._store.path
+
+    def add(self, documents: Iterable[Document], *, progress: bool | None = None) -> int:
+        """Adds documents, or replaces those of the same id; how many were new or changed.
+
+        They are read and written in batches, each one commit. What was committed stays when a later
+        batch fails or the process is killed; given the same documents again, nothing whose text is
+        in the index already is embedded. Of documents of one id the last counts.
+
+        Args:
+            documents: read once, batch by batch.
+            progress: a bar on stderr: True or False; None shows it on a terminal.
+
+        Raises:
+            InvalidInput: an id, a text or a field is not as `Document` says.
+            IndexBusy: another process is writing.
+            OtherModel: the server gives vectors of another model by now.
+            ServerError: as for `Client.embed`.
+        """
+        changed = 0
+        with self._store.writing(), _bar(documents, progress) as bar:
+            self._check_model()
+            for batch, seen in _batches(documents):
+                changed += self._add(batch, bar)
+                bar.update(seen)
+            self._store.tidy()
+        return changed
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Removes documents by id; how many of them there were.
+
+        Raises:
+            InvalidInput: an id is no string.
+            IndexBusy: another process is writing.
+        """
+        if isinstance(ids, str) or not all(isinstance(one, str) for one in ids):
+            raise InvalidInput(f"ids={ids!r:.80}: wanted a list of strings")
+        return self._store.delete(ids)
+
+    def search(self, query: str, *, limit: int = 10, where: str | None = None) -> list[Hit]:
+        """The documents nearest to a query, the best first.
+
+        Args:
+            query: embedded with the model's prompt for queries, if it has one.
+            limit: hits wanted, at most 10,000; there are fewer if so few documents fit.
+            where: only among those that fit this condition over their fields and `id`, in SQL, such
+                as `"year > 2020 AND source = 'notes'"`.
+
+        Raises:
+            InvalidInput: `limit` is out of its range, or the condition cannot be read.
+            OtherModel: the server gives vectors of another model by now.
+            ServerError: as for `Client.embed`.
+        """
+        check_whole("limit", limit, 1, MOST_HITS)
+        vector = self._client.embed(query, input_type="query")
+        if time.monotonic() - self._checked_s > _CHECK_S:
+            self._check_model()
+        take = _PASSAGES_A_HIT * limit
+        while True:
+            rows = self._store.search(vector, take, where)
+            best: dict[str, dict[str, Any]] = {}
+            for row in rows:
+                best.setdefault(row[ID], row)
+            if len(best) >= limit or len(rows) < take:
+                return [_hit(row, query) for row in list(best.values())[:limit]]
+            take *= 4
+
+    def __len__(self) -> int:
+        """How many documents there are."""
+        return self._store.documents()
+
+    def _check_model(self) -> None:
+        met, wanted = self._client.info(), self._description
+        if met.fingerprint != wanted.fingerprint:
+            raise OtherModel(
+                f"{self.path} was made with model {wanted.model!r} (fingerprint "
+                f"{wanted.fingerprint}), and {met.name!r} as it is served now (fingerprint "
+                f"{met.fingerprint}) is another: their vectors are not comparable. Ask that model, "
+                "or build an index of this one in another folder"
+            )
+        self._checked_s = time.monotonic()
+
+    def _add(self, batch: Mapping[str, Document], bar: tqdm[Any]) -> int:
+        """One commit; how many documents it changed."""
+        prompt = Options(input_type="document").prefix(self._client.prompts(), "") or ""
+        hashes = {name: _hash(prompt + document.text) for name, document in batch.items()}
+        fields = self._fields(batch)
+        wanted = {row.pop(ID): row for row in fields.to_pylist()}
+        there = {
+            row.pop(ID): (row.pop(HASH), row)
+            for row in self._store.rows(
+                list(batch), [HASH, *fields.schema.names], f"{PART} = 0"
+            ).to_pylist()
+        }
+        changed = [name for name in batch if there.get(name) != (hashes[name], wanted[name])]
+        if not changed:
+            return 0
+        # Of the others only fields have changed: they keep their passages, and the vectors of them.
+        new = [name for name in changed if name not in there or there[name][0] != hashes[name]]
+        kept = [name for name in changed if name not in new]
+        rows = pa.concat_tables(
+            [
+                self._embedded({name: batch[name].text for name in new}, prompt, hashes, bar),
+                self._store.rows(kept, OWN),
+            ],
+            promote_options="permissive",
+        )
+        place = {name: number for number, name in enumerate(batch)}
+        fields = fields.take(pa.array(place[name] for name in rows[ID].to_pylist()))
+        schema = self._store.schema
+        columns = [(rows if name in OWN else fields)[name] for name in schema.names]
+        self._check_model()  # these vectors are of another, had it been replaced meanwhile
+        self._store.put(
+            pa.Table.from_arrays(columns, schema=schema),
+            [name for name in changed if name in there],
+        )
+        return len(changed)
+
+    def _fields(self, batch: Mapping[str, Document]) -> pa.Table:
+        """The ids and fields of these documents; the index gets the columns that it lacks."""
+        fields = {name: document.fields for name, document in batch.items()}
+        added = new_fields(fields, self._store.fields)
+        if added:
+            self._store.add_fields(added)
+        columns = {ID: pa.array(batch, pa.string())}
+        for field in self._store.schema:
+            if field.name not in OWN:
+                columns[field.name] = column(field.name, field.type, fields)
+        return pa.table(columns)
+
+    def _embedded(
+        self, texts: Mapping[str, str], prompt: str, hashes: Mapping[str, bytes], bar: tqdm[Any]
+    ) -> pa.Table:
+        """The rows, without fields, of the passages of these documents, by id."""
+        passages = split(self._client, list(texts.values()), prompt)
+        flat = [one for several in passages for one in several]
+        names = [name for name, several in zip(texts, passages, strict=True) for _ in several]
+        vectors = [np.empty((0, self._description.dimension), np.float32)]
+        for start in range(0, len(flat), _STEP):
+            step = flat[start : start + _STEP]
+            vectors.append(self._client.embed(step, prompt=prompt, progress=False))
+            bar.set_postfix_str(f"passage {start + len(step)} of {len(flat)}")
+        return pa.table(
+            {
+                ID: pa.array(names, pa.string()),
+                TEXT: pa.array(flat, pa.string()),
+                PART: pa.array(
+                    [n for several in passages for n in range(len(several))], pa.int32()
+                ),
+                HASH: pa.array([hashes[name] for name in names], pa.binary(HASH_BYTES)),
+                VECTOR: to_arrow(np.concatenate(vectors)),
+            }
+        )
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[tuple[dict[str, Document], int]]:
+    """Documents by id, in batches, with how many were read for each."""
+    batch: dict[str, Document] = {}
+    seen = chars = 0
+    for document in documents:
+        _check(document)
+        batch.pop(document.id, None)  # the last one counts
+        batch[document.id] = document
+        seen += 1
+        chars += len(document.text)
+        if seen >= _BATCH or chars >= _BATCH_CHARS:
+            yield batch, seen
+            batch, seen, chars = {}, 0, 0
+    if batch:
+        yield batch, seen
+
+
+def _check(document: Document) -> None:
+    """Refuses what cannot be stored, before anything of its batch is embedded."""
+    name, text, fields = document
+    if not (isinstance(name, str) and isinstance(text, str) and isinstance(fields, Mapping)):
+        raise InvalidInput(
+            f"document {name!r:.80} with text {text!r:.40} and fields {fields!r:.40}: wanted two "
+            "strings and a mapping"
+        )
+    try:
+        size = len(name.encode())
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"document {name!r:.80} cannot be written as UTF-8: {error}") from error
+    if not 0 < size <= _LONGEST_ID:
+        raise InvalidInput(f"id {name!r:.80} has {size} bytes: wanted 1..{_LONGEST_ID}")
+    for field in fields:
+        if not isinstance(field, str) or field in OWN or field.startswith("_") or "." in field:
+            raise InvalidInput(
+                f"document {name!r:.80}: a field cannot be called {field!r}: wanted a name without "
+                f"a full stop, that does not begin with _ and is neither {ID!r} nor {TEXT!r}"
+            )
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
+
+
+def _hit(row: dict[str, Any], query: str) -> Hit:
+    score = float(np.clip(1 - row.pop("_distance"), -1, 1))
+    name, text = row.pop(ID), row.pop(TEXT)
+    fields = {field: value for field, value in row.items() if value is not None}
+    return Hit(name, score, snippet(text, query), fields)
+
+
+def _bar(documents: Iterable[Document], progress: bool | None) -> tqdm[Any]:
+    return tqdm(
+        total=length_hint(documents) or None,
+        desc="index",
+        unit="document",
+        disable=None if progress is None else not progress,
+        leave=progress is True,
+    )
