@@ -169,7 +169,7 @@ class Tools:
                 lambda kept, note: Matches(len(others), kept, note),
                 most_chars=self._most_chars,
                 notes=notes,
-                hint="ask for a lower limit.",
+                hint="the closest are here; ask again without them.",
             ),
         )
 
@@ -205,7 +205,7 @@ class Tools:
                 lambda kept, note: Hits(documents, kept, note),
                 most_chars=self._most_chars,
                 notes=[],
-                hint="ask for a lower limit.",
+                hint="the best are here; `where` narrows the search.",
                 brief=without_fields,
             ),
         )

@@ -429,7 +429,12 @@ def test_an_answer_is_cut_honestly() -> None:
     found = tools(*heavy).search("q", limit=50)
     assert found.note is not None
     assert f" {50 - len(found.hits)} left out" in found.note
-    assert 10 < len(found.hits) < 50
+    assert 5 < len(found.hits) < 50
+    wide = Hit("wide", 0.5, "s", {f"field {one}": "x" * 80 for one in range(60)})
+    found = tools(wide, heavy[0]).search("q")
+    assert [(one.id, one.fields is None) for one in found.hits] == [("wide", True), ("0", False)]
+    assert found.note is not None
+    assert found.note.startswith("1 shortened and 0 left out")
     small = tools(*heavy, most_chars=20_000).search("q", limit=50)
     assert (len(small.hits), small.note) == (50, None)
     assert asdict(small.hits[0])["fields"] == {"by": "x" * 80}
