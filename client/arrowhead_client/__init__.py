@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     )
     from arrowhead_client._grpc import AsyncGrpcTransport, GrpcTransport
     from arrowhead_client._http import AsyncHttpTransport, HttpTransport
-    from arrowhead_client._info import Config, ModelInfo
+    from arrowhead_client._info import Config, ModelFiles, ModelInfo
     from arrowhead_client._options import Options
     from arrowhead_client._plan import Experiment, Request, Token, TokenCounts, Tokenized
     from arrowhead_client._transports import (
@@ -83,6 +83,7 @@ __all__ = [
     "InvalidInput",
     "InvalidRequest",
     "InvalidUrl",
+    "ModelFiles",
     "ModelInfo",
     "ModelNotFound",
     "NotInstalled",
@@ -147,6 +148,7 @@ _PLACES = {
     ),
     "arrowhead_client._info": (
         "Config",
+        "ModelFiles",
         "ModelInfo",
     ),
     "arrowhead_client._options": ("Options",),

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from arrowhead_client._algebra import Precision, Vectors, cosine_similarity
 from arrowhead_client._errors import ClientClosed, ModelNotFound, ServerError, Unavailable
-from arrowhead_client._info import Config, ModelInfo
+from arrowhead_client._info import Config, ModelFiles, ModelInfo
 from arrowhead_client._options import (
     InputType,
     Options,
@@ -114,11 +114,12 @@ class AsyncClient:
         dimensions: int | None = None,
         normalize: bool = False,
         precision: Precision = "float32",
+        served: ModelInfo | None = None,
     ) -> npt.NDArray[Any]:
         """See `Client.embed_ids`."""
         options = Options(dimensions=dimensions, normalize=normalize, precision=precision)
         ids = encode_ids(input_ids)
-        requests = self._settings.id_requests(ids, await self._config())
+        requests = self._settings.id_requests(ids, served or await self._config())
         return await self._gathered(requests, options, lambda done: None)
 
     async def embed_arrow(
@@ -189,8 +190,14 @@ class AsyncClient:
     async def info(self) -> ModelInfo:
         """See `Client.info`."""
         config = await self._config()
-        ask = partial(self._transport.infer, self._settings.info_request(config))
+        ask = partial(self._transport.infer, self._settings.told_request(config, ("info",)))
         return ModelInfo.told(self.model, config, await self._retried(ask))
+
+    async def files(self, served: ModelInfo) -> ModelFiles:
+        """See `Client.files`."""
+        request = self._settings.told_request(served, ModelFiles._fields)
+        ask = partial(self._transport.infer, request)
+        return ModelFiles.told(self.model, await self._retried(ask))
 
     async def prompts(self) -> dict[str, str]:
         """See `Client.prompts`."""

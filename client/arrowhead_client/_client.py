@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from arrowhead_client._algebra import Precision, Vectors, cosine_similarity
 from arrowhead_client._errors import ClientClosed, ModelNotFound, ServerError, Unavailable
-from arrowhead_client._info import Config, ModelInfo
+from arrowhead_client._info import Config, ModelFiles, ModelInfo
 from arrowhead_client._options import (
     InputType,
     Options,
@@ -142,6 +142,7 @@ class Client:
         dimensions: int | None = None,
         normalize: bool = False,
         precision: Precision = "float32",
+        served: ModelInfo | None = None,
     ) -> npt.NDArray[Any]:
         """The vectors `[N, D]` of N texts that are token ids already, special ones included.
 
@@ -152,6 +153,8 @@ class Client:
             dimensions: as for `embed`.
             normalize: as for `embed`.
             precision: as for `embed`.
+            served: what `info` told: that very version is asked. Else the live one is asked for
+                first.
 
         Raises:
             InvalidInput: no list of ids.
@@ -160,7 +163,7 @@ class Client:
         """
         options = Options(dimensions=dimensions, normalize=normalize, precision=precision)
         ids = encode_ids(input_ids)
-        requests = self._settings.id_requests(ids, self._config())
+        requests = self._settings.id_requests(ids, served or self._config())
         return self._gathered(requests, options, lambda done: None)
 
     def embed_arrow(
@@ -265,8 +268,21 @@ class Client:
             ServerError: as for `embed`.
         """
         config = self._config()
-        ask = partial(self._transport.infer, self._settings.info_request(config))
+        ask = partial(self._transport.infer, self._settings.told_request(config, ("info",)))
         return ModelInfo.told(self.model, config, self._retried(ask, time.sleep))
+
+    def files(self, served: ModelInfo) -> ModelFiles:
+        """The files to tokenize texts with as that model does.
+
+        Args:
+            served: what `info` told.
+
+        Raises:
+            ServerError: as for `embed`; `ModelNotFound` if that version is served no more.
+        """
+        request = self._settings.told_request(served, ModelFiles._fields)
+        ask = partial(self._transport.infer, request)
+        return ModelFiles.told(self.model, self._retried(ask, time.sleep))
 
     def prompts(self) -> dict[str, str]:
         """The prompts that the model was trained with, by name, such as `{"query": "query: "}`.

@@ -34,6 +34,33 @@ class Config(NamedTuple):
     version: int = 0
 
 
+class ModelFiles(NamedTuple):
+    """What to tokenize texts for a served model with, as its owner has it.
+
+    Attributes:
+        tokenizer: `tokenizer.json`, for `tokenizers.Tokenizer.from_buffer`.
+        metadata: `metadata.json`: limits, prompts and certificate.
+    """
+
+    tokenizer: bytes
+    metadata: bytes
+
+    @classmethod
+    def told(cls, name: str, answer: Mapping[str, Any]) -> ModelFiles:
+        """The files in the answer of a model's tokenizer.
+
+        Raises:
+            UnexpectedResponse: they are not there.
+        """
+        try:
+            return cls(*(bytes(answer[file][0, 0]) for file in cls._fields))
+        except (LookupError, TypeError) as error:
+            raise UnexpectedResponse(
+                f"the tokenizer of {name!r} gave no files ({error}); was it converted by another "
+                "version of Arrowhead?"
+            ) from error
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """A served model.
@@ -41,6 +68,7 @@ class ModelInfo:
     Attributes:
         name: what it is asked as.
         version: the one that answers.
+        parts: what its tokenizer and encoder are called, without their endings.
         dimension: D, the width of an embedding.
         max_seq_length: tokens read of a text, special ones included.
         pooling: how token vectors become one, such as "mean".
@@ -58,6 +86,7 @@ class ModelInfo:
 
     name: str
     version: int
+    parts: str
     dimension: int
     max_seq_length: int
     pooling: str = "mean"
@@ -81,6 +110,7 @@ class ModelInfo:
             return cls(
                 name=name,
                 version=config.version,
+                parts=config.parts,
                 prompts=config.prompts,
                 ranges=None if ranges is None else _array(ranges),
                 **said,

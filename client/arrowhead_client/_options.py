@@ -169,8 +169,9 @@ def longest_end(text: str, limit: int) -> Generator[list[str], Sequence[bool], s
             low = place
     if text[high - 1].isspace():
         return text[high:]
-    word, blank, rest = text[high:].partition(" ")
-    return rest if blank and len(word) <= _LONGEST_WORD else text[high:]
+    near = range(high, min(high + _LONGEST_WORD + 1, len(text)))
+    blank = next((place for place in near if text[place].isspace()), high - 1)
+    return text[blank + 1 :]
 
 
 def one_of(name: str, value: object, kind: Any) -> None:

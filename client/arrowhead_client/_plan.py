@@ -28,7 +28,7 @@ from arrowhead_client._errors import (
     Unavailable,
     UnexpectedResponse,
 )
-from arrowhead_client._info import Config
+from arrowhead_client._info import Config, ModelInfo
 from arrowhead_client._options import Edge, check_whole
 
 if TYPE_CHECKING:
@@ -221,30 +221,32 @@ class Settings:
         """The requests that tell the tokens of these texts, of the same model."""
         return self._split(f"{self.live}_tokenizer", texts, TOKEN_OUTPUTS)
 
-    def id_requests(self, ids: Sequence[npt.NDArray[np.int32]], config: Config) -> list[Request]:
+    def id_requests(
+        self, ids: Sequence[npt.NDArray[np.int32]], served: Config | ModelInfo
+    ) -> list[Request]:
         """The requests that embed texts by their ids: of the encoder, past the ensemble.
 
         Raises:
             InvalidInput: the model is none that has an encoder of its own.
         """
-        if not config.version:
+        if not served.version:
             raise InvalidInput(f"model {self.model!r} takes no token ids: it names no encoder")
         return [
             Request(
-                f"{config.parts}_encoder", (), ("embeddings",), tuple(some), version=config.version
+                f"{served.parts}_encoder", (), ("embeddings",), tuple(some), version=served.version
             )
             for some in _parts(ids, self.batch_size)
         ]
 
-    def info_request(self, config: Config) -> Request:
+    def told_request(self, served: Config | ModelInfo, outputs: tuple[str, ...]) -> Request:
         """The request that asks the model's tokenizer what it is.
 
         Raises:
             InvalidInput: the model is none that has a tokenizer of its own.
         """
-        if not config.version:
+        if not served.version:
             raise InvalidInput(f"model {self.model!r} is no model of ours")
-        return Request(f"{config.parts}_tokenizer", (b"",), ("info",), version=config.version)
+        return Request(f"{served.parts}_tokenizer", (b"",), outputs, version=served.version)
 
     def attempts(self) -> Attempts:
         """A fresh retry budget, for one request."""

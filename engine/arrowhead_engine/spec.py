@@ -246,8 +246,13 @@ def read_metadata(path: Path) -> dict[str, str]:
         FileNotFoundError: no such file.
         UnsupportedModel: not a JSON object.
     """
+    return parse_metadata(path.read_bytes(), str(path))
+
+
+def parse_metadata(raw: bytes, path: str) -> dict[str, str]:
+    """The same of a file's bytes; `path` is where they came from, for errors."""
     try:
-        return {key: json.dumps(value) for key, value in json.loads(path.read_bytes()).items()}
+        return {key: json.dumps(value) for key, value in json.loads(raw).items()}
     except (AttributeError, ValueError) as error:
         raise UnsupportedModel(f"{path}: not a JSON object ({error})") from error
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,8 +76,21 @@ class Tokenizer:
             CertificateMismatch: it is not the tokenizer that was certified.
         """
         path = Path(folder) / "tokenizer.json"
-        raw = path.read_bytes()
         metadata = read_metadata(Path(folder) / "metadata.json")
+        return cls.certified(path.read_bytes(), metadata, str(path))
+
+    @classmethod
+    def certified(cls, raw: bytes, metadata: Mapping[str, str], path: str) -> Tokenizer:
+        """The tokenizer in the bytes of a `tokenizer.json`, if it is what the metadata certify.
+
+        Args:
+            raw: the file.
+            metadata: of the model, as `read_metadata` gives them.
+            path: where the file came from, for errors.
+
+        Raises:
+            UnsupportedModel, CertificateMismatch: as `open`.
+        """
         spec, certificate = ModelSpec.from_metadata(metadata), Certificate.from_metadata(metadata)
         if hashlib.sha256(raw).hexdigest() != certificate.tokenizer_sha256:
             raise CertificateMismatch(
@@ -99,10 +113,17 @@ class Tokenizer:
             raise UnsupportedModel(f"tokenizer.json: {error}") from error
         return cls(tokenizer, spec)
 
-    @property
+    @cached_property
     def highest_id(self) -> int:
         """The highest id the tokenizer can give, added tokens included."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @cached_property
+    def ends(self) -> tuple[list[int], list[int]]:
+        """The ids that stand before those of every text, and those behind: [101], [102] of BERT."""
+        encoding = self._tokenizer.encode("a")
+        own = [place for place, mask in enumerate(encoding.special_tokens_mask) if not mask]
+        return encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Tokenizes the texts, each as if it were alone."""

@@ -374,10 +374,10 @@ def test_public_names_are_these() -> None:
         "ArrowheadError", "AsyncClient", "AsyncFakeTransport", "AsyncGrpcTransport",
         "AsyncHttpTransport", "AsyncTransport", "Client", "ClientClosed", "Config", "Experiment",
         "FakeTransport", "GrpcTransport", "HttpTransport", "InvalidInput", "InvalidRequest",
-        "InvalidUrl", "ModelInfo", "ModelNotFound", "Options", "Request", "ServerError",
-        "TextTooLong", "TimedOut", "Token", "TokenCounts", "Tokenized", "Transport", "Unavailable",
-        "UnexpectedResponse", "cosine_similarity", "dequantize", "in_candidate", "normalize",
-        "quantize", "truncate_dimensions",
+        "InvalidUrl", "ModelFiles", "ModelInfo", "ModelNotFound", "Options", "Request",
+        "ServerError", "TextTooLong", "TimedOut", "Token", "TokenCounts", "Tokenized", "Transport",
+        "Unavailable", "UnexpectedResponse", "cosine_similarity", "dequantize", "in_candidate",
+        "normalize", "quantize", "truncate_dimensions",
     ]  # fmt: skip
     assert all(getattr(arrowhead_client, name) is not None for name in arrowhead_client.__all__)
     assert not hasattr(arrowhead_client, "nothing")

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import psutil
@@ -26,6 +28,7 @@ from arrowhead_conversion.convert import convert
 from arrowhead_server.supervisor import Server, running_server
 
 from .conftest import wait_until
+from .gateways import started, stopped
 
 Vectors = npt.NDArray[np.float32]
 TEXTS = ["one text", "another", "a third one that is somewhat longer than the other two are"]
@@ -204,6 +207,56 @@ def test_a_version_goes_live_under_load_and_back(
     assert server.restarts == []
     wait_until(lambda: not any(map(psutil.pid_exists, old)), "the end of the first process")
     measured("freed", sum(old.values()), "MB")
+
+
+def test_a_gateway_follows_and_never_mixes(
+    repository: Path, server: Server, known: dict[int, Vectors], measured: Callable[..., None]
+) -> None:
+    process, url = started(f"--url={server.grpc_url}")
+    answered: list[tuple[float, float, int]] = []
+    failed: list[str] = []
+    stopping = threading.Event()
+
+    def ask_on() -> None:
+        with httpx.Client(base_url=url, timeout=30) as ask:
+            for number in range(10**9):
+                if stopping.is_set():
+                    return
+                # The first is remembered, the others are new, to Triton and to the gateway.
+                texts = [TEXTS[0], *(text + " " * (number % 997 + 1) for text in TEXTS[1:])]
+                sent = time.monotonic()
+                answer = ask.post("/embed", json={"inputs": texts})
+                if answer.status_code != 200:
+                    failed.append(answer.text)
+                    continue
+                met = np.array(answer.json(), np.float32)
+                near = {v: float((met * rows).sum(1).min()) for v, rows in known.items()}
+                version = max(near, key=lambda v: near[v])
+                if near[version] < 0.9999:
+                    failed.append(f"no version's vectors, or of both: {near}")
+                answered.append((sent, time.monotonic(), version))
+
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            runs = [threads.submit(ask_on) for _ in range(2)]
+            wait_until(lambda: len(answered) > 20, "load")
+            for command, new in (("promote", 2), ("rollback", 1)):
+                answered.clear()
+                began = time.monotonic()
+                arrowhead(command, "minilm", *([2] if new == 2 else []), "--repository", repository)
+                wait_until(lambda new=new: answered and answered[-1][2] == new, "the change")
+                measured(f"{command} to live", time.monotonic() - began)
+                wait_until(lambda new=new: loaded(server) == {new}, "unloading")
+                seen = len(answered)
+                wait_until(lambda seen=seen: len(answered) > seen + 20, "more load")
+                first = min(end for _, end, version in answered if version == new)
+                assert {v for sent, _, v in answered if sent > first} == {new}
+                measured("worst latency", max(end - sent for sent, end, _ in answered) * 1e3, "ms")
+        finally:
+            stopping.set()
+            [run.result() for run in runs]
+            stopped(process)
+    assert failed == []
 
 
 def loaded(server: Server) -> set[int]:

@@ -39,6 +39,14 @@ def test_ids_of_any_text(tokenizer: Tokenizer, reference: Any, text: str) -> Non
     assert tokenizer.encode([text])[0] == [reference(text)]
 
 
+def test_the_ids_at_both_ends_are_those_of_every_text(
+    tokenizer: Tokenizer, texts: list[str]
+) -> None:
+    assert tokenizer.ends == ([101], [102])
+    ids, _ = tokenizer.encode(texts)
+    assert all(row[:1] == [101] and row[-1:] == [102] for row in ids)
+
+
 LONG = {
     "prose": "The committee met on Tuesday to discuss the coming year's budget. " * 400,
     "chinese": "快速的棕色狐狸跳过懒狗" * 800,

@@ -1,16 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gateway's memory: each text is asked for once, and nobody pays for another's departure."""
+"""The gateway's memory and its lanes: each text is computed once, and nobody pays for others."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from arrowhead_client import AsyncClient, AsyncFakeTransport, FakeTransport, Request, Unavailable
-from arrowhead_server.gateway.embedder import Counts, Embedder
+from arrowhead_client import (
+    AsyncClient,
+    AsyncFakeTransport,
+    FakeTransport,
+    InvalidInput,
+    Request,
+    TextTooLong,
+    Unavailable,
+)
+from arrowhead_engine.tokenizer import Tokenizer
+from arrowhead_server.gateway.embedder import BULK, INTERACTIVE, Counts, Embedder
+
+LONG = "word " * 300
 
 
 class Slow(AsyncFakeTransport):
@@ -20,85 +33,151 @@ class Slow(AsyncFakeTransport):
         super().__init__(FakeTransport())
         self.open = asyncio.Event()
 
-    async def infer(self, request: Request, timeout_s: float) -> dict[str, np.ndarray]:
-        await self.open.wait()
-        return await super().infer(request, timeout_s)  # type: ignore[return-value]
+    async def infer(self, request: Request, timeout_s: float) -> Any:
+        if request.outputs == ("embeddings",):
+            self.fake.requests.append(request)
+            await self.open.wait()
+        return self.fake._answer(request) if self.fake._answer else self.fake._made_up(request)
 
-    def asked(self) -> list[list[bytes]]:
-        return [list(r.texts) for r in self.fake.requests if r.outputs == ("embeddings",)]
+    def asked(self) -> list[int]:
+        """How many texts each request had."""
+        return [len(r) for r in self.fake.requests if r.outputs == ("embeddings",)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(minilm_repository: Path) -> Tokenizer:
+    return Tokenizer.open(minilm_repository / "minilm_tokenizer" / "1")
+
+
+@pytest.fixture
+async def transport() -> Slow:
+    return Slow()
+
+
+async def embedder_of(transport: Slow, tokenizer: Tokenizer, entries: int = 100) -> Embedder:
+    client = AsyncClient(transport=transport, retries=0, batch_size=100)
+    return Embedder(client, await client.info(), tokenizer, Counts(), entries)
 
 
 async def settle(condition: Callable[[], bool] = lambda: False) -> None:
-    for _ in range(20):
+    for _ in range(50):
         if condition():
             return
         await asyncio.sleep(0)
 
 
-async def test_a_batch_with_one_new_text_asks_for_one() -> None:
-    transport = Slow()
+async def test_a_batch_with_one_new_text_asks_for_one(
+    transport: Slow, tokenizer: Tokenizer
+) -> None:
     transport.open.set()
-    async with AsyncClient(transport=transport) as client:
-        embedder = Embedder(client)
-        first = await embedder(["a", "b", "a"])
-        again = await embedder(["b", "c", "a"])
-        assert transport.asked() == [[b"a", b"b"], [b"c"]]
-        assert first[0] is first[2] is again[2]
-        np.testing.assert_array_equal(again[1].vector, (await client.embed(["c"]))[0])
-        assert (again[1].tokens, again[1].truncated) == (1, False)
-        assert embedder.counts == Counts(hits=2, merged=0, misses=3)
+    embedder = await embedder_of(transport, tokenizer)
+    first = await embedder(["a", "b", "a"])
+    again = await embedder(["b", "c", "a"])
+    assert transport.asked() == [2, 1]
+    assert first[0] is first[2] is again[2]
+    (ids,), _ = tokenizer.encode(["c"])
+    assert (again[1].tokens, again[1].truncated) == (3, False)
+    # The very ids that the tokenizer gives, of the very version.
+    np.testing.assert_array_equal(transport.fake.requests[-1].ids[0], ids)
+    assert transport.fake.requests[-1].version == embedder.info.version
+    (same,) = await embedder([tuple(ids)])
+    np.testing.assert_array_equal(same.vector, again[1].vector)
+    assert embedder.counts == Counts(hits=2, merged=0, misses=4)
 
 
-async def test_who_asks_meanwhile_waits_for_the_same_answer() -> None:
-    transport = Slow()
-    async with AsyncClient(transport=transport) as client:
-        embedder = Embedder(client)
-        calls = [asyncio.create_task(embedder(["a", str(number % 2)])) for number in range(10)]
-        await settle()
-        calls[0].cancel()  # the one who asked goes away
-        await settle()
-        transport.open.set()
-        others = await asyncio.gather(*calls[1:])
-        assert sorted(transport.asked()) == [[b"1"], [b"a", b"0"]]
-        assert all(other[0] is others[0][0] for other in others)
-        assert embedder.counts == Counts(hits=0, merged=17, misses=3)
+async def test_who_asks_meanwhile_waits_for_the_same_answer(
+    transport: Slow, tokenizer: Tokenizer
+) -> None:
+    embedder = await embedder_of(transport, tokenizer)
+    calls = [asyncio.create_task(embedder(["a", str(number % 2)])) for number in range(10)]
+    await settle()
+    calls[0].cancel()  # the one who asked goes away
+    await settle()
+    transport.open.set()
+    others = await asyncio.gather(*calls[1:])
+    assert transport.asked() == [2, 1]
+    assert all(other[0] is others[0][0] for other in others)
+    assert embedder.counts == Counts(hits=0, merged=17, misses=3)
 
 
-async def test_a_failure_reaches_all_who_wait_and_is_not_remembered() -> None:
-    transport = Slow()
+async def test_what_gathers_meanwhile_goes_as_one_request(
+    transport: Slow, tokenizer: Tokenizer
+) -> None:
+    embedder = await embedder_of(transport, tokenizer)
+    calls = [asyncio.create_task(embedder([f"text {number}"])) for number in range(20)]
+    await settle()
+    assert transport.asked() == [1] * INTERACTIVE
+    transport.open.set()
+    for (met,) in await asyncio.gather(*calls):
+        assert met.tokens == 4
+    assert transport.asked() == [*[1] * INTERACTIVE, 20 - INTERACTIVE]
+
+
+async def test_a_text_passes_a_long_list(transport: Slow, tokenizer: Tokenizer) -> None:
+    embedder = await embedder_of(transport, tokenizer, entries=1000)
+    many = asyncio.create_task(embedder([f"{number} {LONG}" for number in range(40)]))
+    while not transport.asked():  # tokenized beside the loop
+        await asyncio.sleep(0.001)
+    one = asyncio.create_task(embedder(["a"]))
+    await settle(lambda: len(transport.asked()) > BULK)
+    # 1,024 tokens a part: four texts of 256. The short text did not wait for the other eight parts.
+    assert transport.asked() == [4] * BULK + [1]
+    transport.open.set()
+    assert (await one)[0].tokens == 3
+    assert [met.truncated for met in await many] == [True] * 40
+    assert transport.asked() == [*[4] * BULK, 1, *[4] * (10 - BULK)]
+
+
+async def test_a_failure_reaches_all_who_wait_and_is_not_remembered(
+    transport: Slow, tokenizer: Tokenizer
+) -> None:
     failing = True
 
-    def answer(request: Request) -> dict[str, np.ndarray]:
-        if failing:
+    def answer(request: Request) -> Any:
+        if failing and request.outputs == ("embeddings",):
             raise Unavailable("gone")
-        return transport.fake._made_up(request)  # type: ignore[return-value]
+        return transport.fake._made_up(request)
 
     transport.fake._answer = answer
-    async with AsyncClient(transport=transport, retries=0) as client:
-        embedder = Embedder(client)
-        calls = [asyncio.create_task(embedder(["a"])) for _ in range(3)]
-        await settle()
-        transport.open.set()
-        for call in calls:
-            with pytest.raises(Unavailable, match="gone"):
-                await call
-        failing = False
-        assert (await embedder(["a"]))[0].tokens == 1
-
-
-async def test_those_used_last_are_remembered_and_cannot_be_written_to() -> None:
-    transport = Slow()
+    embedder = await embedder_of(transport, tokenizer)
+    calls = [asyncio.create_task(embedder(["a"])) for _ in range(3)]
+    await settle()
     transport.open.set()
-    async with AsyncClient(transport=transport) as client:
-        embedder = Embedder(client, entries=2)
-        await embedder(["a"])
-        await embedder(["b"])
-        await embedder(["a"])
-        (c,) = await embedder(["c"])
-        assert len(embedder) == 2
-        await embedder(["a"])
-        await embedder(["b"])
-        assert transport.asked() == [[b"a"], [b"b"], [b"c"], [b"b"]]
-        with pytest.raises(ValueError, match="read-only"):
-            c.vector[0] = 1
-        assert c.vector.base is None
+    for call in calls:
+        with pytest.raises(Unavailable, match="gone"):
+            await call
+    failing = False
+    assert (await embedder(["a"]))[0].tokens == 3
+
+
+async def test_wrong_ids_are_told_before_anything_is_sent(
+    transport: Slow, tokenizer: Tokenizer
+) -> None:
+    embedder = await embedder_of(transport, tokenizer)
+    for wrong, error, told in (
+        ((), InvalidInput, "input 1 is empty"),
+        ((1, -1), InvalidInput, r"ids of -1\.\.1: wanted .* 0\.\.30521"),
+        ((30522,), InvalidInput, r"0\.\.30521"),
+        ((1,) * 257, TextTooLong, "257 token ids: wanted 256 at most"),
+    ):
+        with pytest.raises(error, match=told):
+            await embedder([(1, 2), wrong])
+    assert transport.asked() == []
+
+
+async def test_those_used_last_are_remembered_and_cannot_be_written_to(
+    transport: Slow, tokenizer: Tokenizer
+) -> None:
+    transport.open.set()
+    embedder = await embedder_of(transport, tokenizer, entries=2)
+    for text in ("a", "b", "a"):
+        await embedder([text])
+    (c,) = await embedder(["c"])
+    assert len(embedder) == 2
+    await embedder(["a"])
+    assert len(transport.asked()) == 3
+    await embedder(["b"])
+    assert len(transport.asked()) == 4
+    with pytest.raises(ValueError, match="read-only"):
+        c.vector[0] = 1
+    assert c.vector.base is None

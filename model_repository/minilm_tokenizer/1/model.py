@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""text -> input_ids, length, truncated; tokens, offsets and info for who asks for them.
+"""text -> input_ids, length, truncated; what tokens stand for and what the model is, if asked for.
 
 Decodes requests, calls the engine, encodes answers.
 """
@@ -17,14 +17,16 @@ from arrowhead_engine.errors import InvalidInput
 from arrowhead_engine.spec import info, read_metadata
 from arrowhead_engine.tokenizer import Tokenizer, utf8
 
+FILES = ("tokenizer", "metadata")  # of a model, as JSON; outputs of the same names
+
 
 class TritonPythonModel:
     """Texts of all requests in a batch are tokenized in one call."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        folder = Path(args["model_repository"]).resolve() / args["model_version"]
-        self.tokenizer = Tokenizer.open(folder)
-        self.info = json.dumps(info(read_metadata(folder / "metadata.json"))).encode()
+        self.folder = Path(args["model_repository"]).resolve() / args["model_version"]
+        self.tokenizer = Tokenizer.open(self.folder)
+        self.info = json.dumps(info(read_metadata(self.folder / "metadata.json"))).encode()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         texts: list[str] = []
@@ -54,10 +56,20 @@ class TritonPythonModel:
         if "offsets" in wanted or "tokens" in wanted:
             outputs |= self.tokenizer.spans(texts, ids)._asdict()
         if "info" in wanted:
-            outputs["info"] = np.full((len(texts), 1), self.info, np.object_)
+            outputs["info"] = _once(self.info, len(texts))
+        for name in FILES:
+            if name in wanted:
+                outputs[name] = _once((self.folder / f"{name}.json").read_bytes(), len(texts))
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, outputs[name]) for name in wanted if name in outputs]
         )
+
+
+def _once(value: bytes, rows: int) -> Any:
+    # It may be megabytes: a request of many texts has it in its first row alone.
+    column = np.full((rows, 1), b"", np.object_)
+    column[:1] = value
+    return column
 
 
 def _error(error: InvalidInput) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -26,9 +27,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arrowhead_client import ArrowheadError, AsyncClient, InvalidInput, ServerError
-from arrowhead_server.gateway import failures, openai, tei
+from arrowhead_server.gateway import failures, openai, page, tei, triton
 from arrowhead_server.gateway.asking import MOST_TEXTS, Asking
-from arrowhead_server.gateway.embedder import ENTRIES, Embedder
+from arrowhead_server.gateway.embedder import ENTRIES
 from arrowhead_server.gateway.web import Model, json
 
 MOST_BODY_MB = 16  # 2,048 texts of the longest that a model of 512 tokens reads take about 6
@@ -74,10 +75,11 @@ def create_app(settings: Settings) -> FastAPI:
             batch_size=100,
         )
         async with client:
-            embedder = Embedder(client, settings.entries)
-            app.state.asking = Asking(client, embedder, settings.most_texts)
-            metrics.watch(embedder)
+            asking = app.state.asking = Asking(client, settings.entries, settings.most_texts)
+            metrics.watch(asking)
+            watching = asyncio.create_task(asking.watch())
             yield
+            watching.cancel()
 
     app = FastAPI(
         title="Arrowhead",
@@ -88,10 +90,12 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = Metrics()
     app.include_router(tei.router)
     app.include_router(openai.router)
+    app.include_router(triton.router)
+    app.include_router(page.router)
     app.add_exception_handler(ArrowheadError, _failed)
     app.add_exception_handler(RequestValidationError, _not_understood)
 
-    @app.get("/health")
+    @app.get("/health", response_class=Response, responses={503: {"model": failures.TritonFailure}})
     async def health(model: Model) -> Response:
         """200 if a text that nobody asked before is embedded now, else 503."""
         try:
@@ -100,7 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
             return json({"error": str(error)}, 503)
         return Response(status_code=200)
 
-    @app.get("/ready")
+    @app.get("/ready", response_class=Response, responses={503: {"description": "Not ready"}})
     async def ready(model: Model) -> Response:
         """200 if Triton says that the model is ready, else 503."""
         return Response(status_code=200 if await model.client.ready() else 503)
@@ -135,19 +139,19 @@ class Metrics:
             "arrowhead_gateway_in_flight", "Requests under way", registry=self.registry
         )
 
-    def watch(self, embedder: Embedder) -> None:
-        """Tells the counts of this embedder's texts."""
-        self.registry.register(_Texts(embedder))
+    def watch(self, asking: Asking) -> None:
+        """Tells the counts of its texts."""
+        self.registry.register(_Texts(asking))
 
 
 class _Texts(Collector):
-    """An embedder's counts, read when Prometheus asks."""
+    """Counts, read when Prometheus asks."""
 
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
+    def __init__(self, asking: Asking) -> None:
+        self._asking = asking
 
     def collect(self) -> Iterator[Metric]:
-        counts = self._embedder.counts
+        counts = self._asking.counts
         texts = CounterMetricFamily(
             "arrowhead_gateway_texts",
             "Texts: remembered (hit), asked for by another request already (merged), or new (miss)",
@@ -158,7 +162,7 @@ class _Texts(Collector):
         texts.add_metric(["miss"], counts.misses)
         yield texts
         entries = "Texts remembered"
-        yield GaugeMetricFamily("arrowhead_gateway_entries", entries, len(self._embedder))
+        yield GaugeMetricFamily("arrowhead_gateway_entries", entries, self._asking.remembered)
 
 
 class Gate:
@@ -197,11 +201,9 @@ class Gate:
         finally:
             self._under_way -= 1
             self._metrics.in_flight.set(self._under_way)
-            # Only paths that there are: others' names are their callers' choice.
-            known = "route" in scope
-            self._metrics.seconds.labels(path if known else "other", status).observe(
-                time.perf_counter() - began
-            )
+            # As they are written here: what callers put into a path is their own choice.
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.seconds.labels(route, status).observe(time.perf_counter() - began)
 
     async def _body(self, receive: Receive) -> Receive | None:
         """The whole body, to be received again; None, and the rest unread, if it is too large."""
@@ -245,11 +247,17 @@ async def _no_route(request: Request, error: Exception) -> Response:
         return _answer(request.url.path, InvalidInput("body: no JSON, or nested too deep"))
     response = _answer(request.url.path, InvalidInput(f"{request.url.path}: {error.detail}"))
     response.status_code = error.status_code
+    response.headers.update(error.headers or {})  # of 405: which methods there are
     return response
 
 
 def _answer(path: str, error: ArrowheadError, param: str | None = None) -> Response:
-    failure = failures.openai(error, param) if path.startswith("/v1/") else failures.tei(error)
+    if path.startswith("/v1/"):
+        failure = failures.openai(error, param)
+    elif path.startswith("/v2/"):
+        failure = failures.triton(error)
+    else:
+        failure = failures.tei(error)
     response = json(failure.body, failure.status)
     response.headers.update(failure.headers)
     return response

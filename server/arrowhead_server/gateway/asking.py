@@ -3,24 +3,41 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from arrowhead_client import AsyncClient, InvalidInput, ModelInfo, Options
+from arrowhead_client import (
+    ArrowheadError,
+    AsyncClient,
+    InvalidInput,
+    ModelFiles,
+    ModelInfo,
+    ModelNotFound,
+    Options,
+    Unavailable,
+    UnexpectedResponse,
+)
 from arrowhead_client._options import check_lengths, longest_end
-from arrowhead_server.gateway.embedder import Embedded, Embedder
+from arrowhead_engine.errors import EngineError
+from arrowhead_engine.spec import parse_metadata
+from arrowhead_engine.tokenizer import Tokenizer
+from arrowhead_server.gateway.embedder import ENTRIES, Counts, Embedded, Embedder
 
 MOST_TEXTS = 2048  # in a request, as OpenAI has it; Triton is asked in parts
-_INFO_S = 2.0  # for so long a model is what it said it is
+WATCH_S = 1.0  # for so long after another version went live the one before is asked
 
 
 class TooManyTexts(InvalidInput):
     """More texts than a request may hold."""
+
+
+class UnknownModel(ArrowheadError):
+    """The caller named a model that is not this gateway's."""
 
 
 class Answer(NamedTuple):
@@ -37,21 +54,49 @@ class Answer(NamedTuple):
     truncated: list[bool]
 
 
-@dataclass
 class Asking:
-    """The model as both dialects ask it."""
+    """The model as both dialects ask it: always one version of it for all texts of a request.
 
-    client: AsyncClient
-    embedder: Embedder
-    most_texts: int = MOST_TEXTS
-    _info: tuple[float, ModelInfo] | None = field(default=None, init=False)
+    Args:
+        client: asks Triton; stays its owner's.
+        entries: texts remembered.
+        most_texts: in a request.
+
+    Attributes:
+        client, most_texts: as given.
+        counts: of texts, since the start.
+    """
+
+    def __init__(
+        self, client: AsyncClient, entries: int = ENTRIES, most_texts: int = MOST_TEXTS
+    ) -> None:
+        self.client = client
+        self.most_texts = most_texts
+        self.counts = Counts()
+        self._entries = entries
+        self._live: Embedder | None = None
+        self._looking: asyncio.Task[Embedder] | None = None
+
+    @property
+    def remembered(self) -> int:
+        """How many texts are."""
+        return 0 if self._live is None else len(self._live)
+
+    async def watch(self) -> None:
+        """Looks for another version for as long as it runs."""
+        while True:
+            with suppress(ArrowheadError):  # those who ask are told
+                await self._look()
+            await asyncio.sleep(WATCH_S)
+
+    def check_name(self, name: str) -> None:
+        """Refuses to be taken for another model; raises UnknownModel."""
+        if name != self.client.model:
+            raise UnknownModel(f"no model {name!r} here; wanted {self.client.model!r}")
 
     async def info(self) -> ModelInfo:
         """What the model says of itself, now or a moment ago."""
-        now = time.monotonic()
-        if self._info is None or now > self._info[0] + _INFO_S:
-            self._info = now, await self.client.info()
-        return self._info[1]
+        return (await self._served()).info
 
     async def embed(self, inputs: Sequence[str] | Sequence[list[int]], options: Options) -> Answer:
         """The vectors of texts, or of token ids, and what else there is to say of each.
@@ -64,53 +109,119 @@ class Asking:
             raise InvalidInput("no texts: wanted one at least")
         if len(inputs) > self.most_texts:
             raise TooManyTexts(f"{len(inputs)} texts: wanted {self.most_texts} at most a request")
-        if _are_texts(inputs):
-            embedded = await self._embed(inputs, options)
-            vectors = np.stack([one.vector for one in embedded])
-        else:
-            if options.needs_prompts:
-                raise InvalidInput("token ids have no prompt in front: send texts, or no prompt")
-            vectors = await self.client.embed_ids(inputs)  # type: ignore[arg-type]
-            embedded = [Embedded(vectors[0], len(ids), truncated=False) for ids in inputs]
-        edge = options.edge((await self.info()).ranges if options.needs_ranges else None)
-        tokens = [one.tokens for one in embedded]
-        return Answer(edge(vectors), tokens, [one.truncated for one in embedded])
+        served = await self._served()
+        try:
+            return await _embed(served, inputs, options)
+        except (ModelNotFound, Unavailable):
+            # Another version may have gone live since, and this one be served no more. The first
+            # look may have begun before that.
+            if await self._look() is served and await self._look() is served:
+                raise
+        return await _embed(await self._served(), inputs, options)
 
     async def prefix(self, options: Options) -> str:
         """What the options put in front of each text."""
-        known = (await self.info()).prompts if options.needs_prompts else {}
-        return options.prefix(known, self.client.model) or ""
+        return _prefix(await self.info(), options)
 
-    async def _embed(self, texts: Sequence[str], options: Options) -> list[Embedded]:
-        for number, text in enumerate(texts):
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise InvalidInput(f"text {number} has no UTF-8: {error.reason}") from error
-        prefix = await self.prefix(options)
-        embedded = await self.embedder([prefix + text for text in texts])
-        if options.truncate == "none":
-            check_lengths([one.tokens for one in embedded], [one.truncated for one in embedded])
-        if options.truncate == "start":
-            ends = {
-                place: prefix + await self._end(texts[place], prefix, one.tokens)
-                for place, one in enumerate(embedded)
-                if one.truncated
-            }
-            for place, one in zip(ends, await self.embedder(list(ends.values())), strict=True):
-                embedded[place] = Embedded(one.vector, one.tokens, truncated=True)
-        return embedded
+    async def _served(self) -> Embedder:
+        return self._live or await self._look()
 
-    async def _end(self, text: str, prefix: str, limit: int) -> str:
-        search = longest_end(text, limit)
+    async def _look(self) -> Embedder:
+        """What is live now. One look serves all who want one: none queues behind a dead server."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._looked())
+            self._looking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(self._looking)
+
+    async def _looked(self) -> Embedder:
+        info = await self.client.info()
+        live = self._live
+        if live is None or _space(live.info) != _space(info):
+            files = await self.client.files(info)
+            tokenizer = await asyncio.to_thread(_tokenizer, files)
+            live = Embedder(self.client, info, tokenizer, self.counts, self._entries)
+        live.info = info  # its prompts may be others
+        self._live = live
+        return live
+
+
+def _space(info: ModelInfo) -> tuple[int, str]:
+    return info.version, info.fingerprint
+
+
+def _tokenizer(files: ModelFiles) -> Tokenizer:
+    try:
+        metadata = parse_metadata(files.metadata, "the served metadata.json")
+        tokenizer = Tokenizer.certified(files.tokenizer, metadata, "the served tokenizer.json")
+    except EngineError as error:
+        raise UnexpectedResponse(f"{error}; is the server of another Arrowhead?") from error
+    tokenizer.highest_id  # noqa: B018 (0.1 s and more of a large vocabulary; remembered)
+    return tokenizer
+
+
+def _prefix(info: ModelInfo, options: Options) -> str:
+    return options.prefix(info.prompts, info.name) or ""
+
+
+async def _embed(
+    served: Embedder, inputs: Sequence[str] | Sequence[list[int]], options: Options
+) -> Answer:
+    if _are_texts(inputs):
+        embedded = await _embed_texts(served, inputs, options)
+    else:
+        if options.needs_prompts:
+            raise InvalidInput("token ids have no prompt in front: send texts, or no prompt")
+        _check_ends(served.tokenizer, inputs)  # type: ignore[arg-type]
+        embedded = await served([tuple(ids) for ids in inputs])  # type: ignore[arg-type]
+    edge = options.edge(served.info.ranges if options.needs_ranges else None)
+    vectors = np.stack([one.vector for one in embedded])
+    tokens = [one.tokens for one in embedded]
+    return Answer(edge(vectors), tokens, [one.truncated for one in embedded])
+
+
+def _check_ends(tokenizer: Tokenizer, inputs: Sequence[list[int]]) -> None:
+    """Another tokenizer's ids would give vectors that only look right; their ends tell."""
+    first, last = tokenizer.ends
+    for number, ids in enumerate(inputs):
+        if ids and (ids[: len(first)] != first or ids[len(ids) - len(last) :] != last):
+            raise InvalidInput(
+                f"input {number} has token ids from {ids[0]} to {ids[-1]}: the model's own "
+                f"tokenizer gives {first} first and {last} last. Send the text instead: in "
+                "LangChain, OpenAIEmbeddings(check_embedding_ctx_length=False)"
+            )
+
+
+async def _embed_texts(served: Embedder, texts: Sequence[str], options: Options) -> list[Embedded]:
+    for number, text in enumerate(texts):
         try:
-            candidates = next(search)
-            while True:
-                counts = await self.client.count_tokens(candidates, prompt=prefix)
-                candidates = search.send(counts.truncated.tolist())
-        except StopIteration as found:
-            end: str = found.value
-            return end
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"text {number} has no UTF-8: {error.reason}") from error
+    prefix = _prefix(served.info, options)
+    embedded = await served([prefix + text for text in texts])
+    if options.truncate == "none":
+        check_lengths([one.tokens for one in embedded], [one.truncated for one in embedded])
+    if options.truncate == "start":
+        ends = {
+            place: prefix + await asyncio.to_thread(_end, served, texts[place], prefix)
+            for place, one in enumerate(embedded)
+            if one.truncated
+        }
+        for place, one in zip(ends, await served(list(ends.values())), strict=True):
+            embedded[place] = Embedded(one.vector, one.tokens, truncated=True)
+    return embedded
+
+
+def _end(served: Embedder, text: str, prefix: str) -> str:
+    search = longest_end(text, served.info.max_seq_length)
+    try:
+        candidates = next(search)
+        while True:
+            _, truncated = served.tokenizer.encode([prefix + one for one in candidates])
+            candidates = search.send(truncated)
+    except StopIteration as found:
+        end: str = found.value
+        return end
 
 
 def _are_texts(inputs: Sequence[str] | Sequence[list[int]]) -> TypeGuard[Sequence[str]]:

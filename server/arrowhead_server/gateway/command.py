@@ -23,7 +23,7 @@ With OpenAI's client:
   OpenAI(base_url="http://localhost:8080/v1", api_key="none").embeddings.create(
       model="minilm", input=["a text"])
 
-The page of all routes is at /docs.
+A page to try it with is at /, that of all routes at /docs.
 """
 
 

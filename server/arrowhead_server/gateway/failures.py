@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from arrowhead_client import (
     ArrowheadError,
     InvalidInput,
@@ -14,7 +16,7 @@ from arrowhead_client import (
     TimedOut,
     Unavailable,
 )
-from arrowhead_server.gateway.asking import TooManyTexts
+from arrowhead_server.gateway.asking import TooManyTexts, UnknownModel
 
 RETRY_AFTER_S = 1
 
@@ -25,10 +27,6 @@ class Busy(ArrowheadError):
 
 class TooLarge(ArrowheadError):
     """A request whose body is larger than the gateway reads."""
-
-
-class UnknownModel(ArrowheadError):
-    """The caller named a model that is not this gateway's."""
 
 
 class _Kind(NamedTuple):
@@ -65,6 +63,39 @@ class Failure(NamedTuple):
     headers: dict[str, str]
 
 
+class TeiFailure(BaseModel):
+    """Why TEI's routes do not answer."""
+
+    error: str
+    error_type: str
+
+
+class OpenaiFault(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenaiFailure(BaseModel):
+    """Why OpenAI's routes do not answer."""
+
+    error: OpenaiFault
+
+
+class TritonFailure(BaseModel):
+    """Why Triton's routes do not answer."""
+
+    error: str
+
+
+def declared(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """A route's failures, for the OpenAPI page."""
+    return {"4XX": {"model": body}, "5XX": {"model": body}}
+
+
 def tei(error: ArrowheadError) -> Failure:
     """As text-embeddings-inference would answer."""
     kind = _kind(error)
@@ -78,6 +109,12 @@ def openai(error: ArrowheadError, param: str | None = None) -> Failure:
     code = "model_not_found" if isinstance(error, UnknownModel) else None
     told = {"message": str(error), "type": kind.openai_type, "param": param, "code": code}
     return Failure(kind.openai_status, {"error": told}, _headers(kind.openai_status))
+
+
+def triton(error: ArrowheadError) -> Failure:
+    """As Triton would answer over HTTP; its statuses are OpenAI's."""
+    status = _kind(error).openai_status
+    return Failure(status, {"error": str(error)}, _headers(status))
 
 
 def _kind(error: Exception) -> _Kind:

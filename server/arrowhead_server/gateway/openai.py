@@ -11,12 +11,12 @@ import base64
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from arrowhead_server.gateway.failures import UnknownModel
-from arrowhead_server.gateway.web import STARTED, Inputs, Model, Wanted, json, several
+from arrowhead_server.gateway.failures import OpenaiFailure, declared
+from arrowhead_server.gateway.web import STARTED, Inputs, Model, Name, Wanted, json, several
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"])
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=declared(OpenaiFailure))
 
 
 class EmbeddingsRequest(Wanted):
@@ -37,11 +37,36 @@ class EmbeddingsRequest(Wanted):
     )
 
 
-@router.post("/embeddings")
+class Embedding(BaseModel):
+    """One text's vector. OpenAI does not know the last two."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str = Field(description="A string if base64 was asked for.")
+    tokens: int = Field(description="That the model read.")
+    truncated: bool = Field(description="Whether the text has more.")
+
+
+class Usage(BaseModel):
+    """Tokens that the model read, of all texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsResponse(BaseModel):
+    """The vectors of a request's texts, in their order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+@router.post("/embeddings", response_model=EmbeddingsResponse)
 async def embeddings(body: EmbeddingsRequest, model: Model) -> Response:
     """A vector for each text, and how many tokens the model read of it."""
-    if body.model != model.client.model:
-        raise UnknownModel(f"no model {body.model!r} here; wanted {model.client.model!r}")
+    model.check_name(body.model)
     answer = await model.embed(several(body.input), body.options(truncate=body.truncate))
     base = body.encoding_format == "base64"
     total = sum(answer.tokens)
@@ -67,9 +92,18 @@ async def embeddings(body: EmbeddingsRequest, model: Model) -> Response:
 @router.get("/models")
 async def models(model: Model) -> dict[str, Any]:
     """The model behind this gateway, as a list of one."""
-    name = model.client.model
-    one = {"id": name, "object": "model", "created": STARTED, "owned_by": "arrowhead"}
-    return {"object": "list", "data": [one]}
+    return {"object": "list", "data": [_described(model.client.model)]}
+
+
+@router.get("/models/{name}")
+async def model_named(name: Name, model: Model) -> dict[str, Any]:
+    """The model, if it is called that."""
+    model.check_name(name)
+    return _described(name)
+
+
+def _described(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": STARTED, "owned_by": "arrowhead"}
 
 
 def _base64(vector: Any) -> str:

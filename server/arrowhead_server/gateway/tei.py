@@ -11,17 +11,18 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from arrowhead_client import Options, cosine_similarity
 from arrowhead_client._options import check_lengths
 from arrowhead_server.gateway.asking import Answer, TooManyTexts
-from arrowhead_server.gateway.web import OUTPUT_DTYPES, Inputs, Model, Wanted, json, several
+from arrowhead_server.gateway.failures import TeiFailure, declared
+from arrowhead_server.gateway.web import OUTPUT_DTYPES, Body, Inputs, Model, Wanted, json, several
 
-router = APIRouter(tags=["text-embeddings-inference"])
+router = APIRouter(tags=["text-embeddings-inference"], responses=declared(TeiFailure))
 
 
-class Cut(BaseModel):
+class Cut(Body):
     """What to do with texts that are longer than the model reads."""
 
     truncate: bool | None = Field(
@@ -48,7 +49,7 @@ class EmbedRequest(Cut, Wanted):
     normalize: bool = Field(default=True, description="Scale vectors to length 1.")
 
 
-class Sentences(BaseModel):
+class Sentences(Body):
     """A text, and those to compare it with."""
 
     source_sentence: str
@@ -89,14 +90,14 @@ class Sides(Cut):
         return source, sentences
 
 
-class SimilarityRequest(BaseModel):
+class SimilarityRequest(Body):
     """A text to compare with others."""
 
     inputs: Sentences
     parameters: Sides | None = None
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(Body):
     """Texts to tokenize."""
 
     inputs: str | list[str] = Field(description="A text, or several.", examples=["a text"])
@@ -109,6 +110,7 @@ class TokenizeRequest(BaseModel):
     )
 
 
+@router.post("/", include_in_schema=False)
 @router.post("/embed", response_model=list[list[float]])
 async def embed(body: EmbedRequest, model: Model) -> Response:
     """A vector for each text."""
