@@ -1,70 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long texts as passages that the model reads whole.
+"""Long texts as passages: of a few sentences each, and never more than the model reads.
 
-text      |----------------------------------------------------|
-passages  |------------------|          as much as the model reads
-                        |------------------|      from the last sentence that it had to break
-                                     |---------------|
+One vector says little of a long text, whatever the model could read of it: on SciFact, whose
+documents have some 1,500 characters, passages find more than whole documents do
+(perf/results/search.md).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from arrowhead_client._client import Client
 
+MOST_CHARS = 700  # of a passage: about 130 tokens of English
 # After a full stop and blanks, after a line's end, after a full stop of a language without blanks.
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+|\n+|(?<=[\u3002\uff01\uff1f])")
-_CHARS_AT_ONCE = 16_384  # of a text, sent to be counted: more than any model reads of it
 
 
 def split(client: Client, texts: Sequence[str], prompt: str) -> list[list[str]]:
-    """The passages of each text, at least one; the first is what the model reads of the text.
+    """The passages of each text, at least one; together they are the text.
 
-    Where a passage ends within a sentence, the next one begins with that sentence.
+    They end where a sentence does, if they can, and else after a word.
 
     Args:
-        client: asks the model.
+        client: asked how much the model reads.
         texts: to be split.
         prompt: will be put in front of each passage, and takes room.
 
     Raises:
         ServerError: as for `Client.embed`.
     """
-    passages: list[list[str]] = [[] for _ in texts]
-    left = [(number, 0) for number in range(len(texts))]
-    while left:
-        seen = [texts[number][start : start + _CHARS_AT_ONCE] for number, start in left]
-        stops = _stops(client, seen, prompt)
-        following = []
-        for (number, start), text, stop in zip(left, seen, stops, strict=True):
-            passages[number].append(text[:stop])
-            if start + stop < len(texts[number]):
-                following.append((number, start + _next_start(text, stop)))
-        left = following
+    passages = [list(_pieces(text, MOST_CHARS)) for text in texts]
+    # Few characters may still be many tokens, in scripts or code that the tokenizer knows little.
+    doubtful = [(row, place) for row, some in enumerate(passages) for place in range(len(some))]
+    while doubtful:
+        counts = client.count_tokens([passages[r][p] for r, p in doubtful], prompt=prompt)
+        too_long = {
+            where
+            for where, more in zip(doubtful, counts.truncated.tolist(), strict=True)
+            if more and len(passages[where[0]][where[1]]) > 1
+        }
+        doubtful = []
+        for row in sorted({row for row, _ in too_long}):
+            shorter: list[str] = []
+            for place, passage in enumerate(passages[row]):
+                if (row, place) not in too_long:
+                    shorter.append(passage)
+                    continue
+                for piece in _pieces(passage, -(-len(passage) // 2)):
+                    doubtful.append((row, len(shorter)))
+                    shorter.append(piece)
+            passages[row] = shorter
     return passages
 
 
-def _stops(client: Client, texts: Sequence[str], prompt: str) -> list[int]:
-    """How many characters the model reads of each text."""
-    stops = [len(text) for text in texts]
-    long = client.count_tokens(texts, prompt=prompt).truncated.nonzero()[0].tolist()
-    if long:
-        for number, read in zip(
-            long, client.tokenize([texts[number] for number in long], prompt=prompt), strict=True
-        ):
-            last = max((token.stop or 0 for token in read.tokens), default=0)
-            # A prompt that leaves no room must not stop us.
-            stops[number] = max(1, last - len(prompt))
-    return stops
-
-
-def _next_start(text: str, stop: int) -> int:
-    """Where the passage after `text[:stop]` begins: in its second half, so that it moves on."""
-    half = stop // 2 + 1
-    starts = [found.end() for found in _SENTENCE.finditer(text, half, stop)]
-    if starts:
-        return starts[-1]
-    blank = text.rfind(" ", half, stop)
-    return blank + 1 if blank >= 0 else stop
+def _pieces(text: str, most: int) -> Iterator[str]:
+    """Pieces of at most so many characters, of like length."""
+    start = 0
+    while (left := len(text) - start) > most:
+        aim = start + -(-left // -(-left // most))
+        ends = [end.end() for end in _SENTENCE.finditer(text, start + most // 4, start + most)]
+        if ends:
+            stop = min(ends, key=lambda end: abs(end - aim))
+        else:
+            stop = text.rfind(" ", start + most // 4, aim) + 1 or aim
+        yield text[start:stop]
+        start = stop
+    yield text[start:]

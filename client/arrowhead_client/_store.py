@@ -91,11 +91,11 @@ class Store:
             ],
             metadata={_METADATA: json.dumps(asdict(description))},
         )
-        database = _connect(path)
+        lancedb = _lancedb()
         with _lock(path), _errors(path):
             if _is_there(path):
                 raise IndexExists(f"{path} is an index already: add to it, or name another folder")
-            return cls(path, database.create_table(_TABLE, schema=schema))
+            return cls(path, _database(lancedb, path).create_table(_TABLE, schema=schema))
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -106,13 +106,13 @@ class Store:
             IndexNotFound: there is none.
             IndexDamaged: it cannot be read.
         """
+        lancedb = _lancedb()
         if not _is_there(path):
             raise IndexNotFound(
                 f"{path} holds no index: `arrowhead index build` makes one, or name its folder"
             )
-        database = _connect(path)
         with _errors(path):
-            return cls(path, database.open_table(_TABLE))
+            return cls(path, _database(lancedb, path).open_table(_TABLE))
 
     @property
     def schema(self) -> pa.Schema:
@@ -258,13 +258,18 @@ class Store:
         return ", ".join(f"{name} ({schema.field(name).type})" for name in (ID, *self.fields))
 
 
-def _connect(path: Path) -> Any:
+def _lancedb() -> Any:
     try:
         import lancedb
+
+        return lancedb
     except ModuleNotFoundError as error:
         raise NotInstalled(
             f"an index needs {error.name}, which is not installed: pip install 'arrowhead[search]'"
         ) from error
+
+
+def _database(lancedb: Any, path: Path) -> Any:
     # Zero: each read sees what was written before it, by whichever process.
     return lancedb.connect(path, read_consistency_interval=timedelta(0))
 

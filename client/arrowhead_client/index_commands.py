@@ -100,12 +100,14 @@ def build(
       arrowhead index build notes/
       arrowhead index build papers.parquet --id doi --text title --text abstract --field year
     """  # noqa: D301
+    corpus = Corpus(source, name, text, fields or None)
+    next(iter(corpus), None)  # what cannot be read must not leave an empty index
     with Client(url, model=model, retries=RETRIES) as client:
         try:
             built = Index.open(path, client)
         except IndexNotFound:
             built = Index.create(path, client)
-        _add(built, Corpus(source, name, text, fields or None), as_json)
+        _add(built, corpus, as_json)
 
 
 @index.command()

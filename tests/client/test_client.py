@@ -372,12 +372,14 @@ def test_urls_that_are_none(url: Any) -> None:
 def test_public_names_are_these() -> None:
     assert arrowhead_client.__all__ == [
         "ArrowheadError", "AsyncClient", "AsyncFakeTransport", "AsyncGrpcTransport",
-        "AsyncHttpTransport", "AsyncTransport", "Client", "ClientClosed", "Config", "Experiment",
-        "FakeTransport", "GrpcTransport", "HttpTransport", "InvalidInput", "InvalidRequest",
-        "InvalidUrl", "ModelFiles", "ModelInfo", "ModelNotFound", "Options", "Request",
-        "ServerError", "TextTooLong", "TimedOut", "Token", "TokenCounts", "Tokenized", "Transport",
-        "Unavailable", "UnexpectedResponse", "cosine_similarity", "dequantize", "in_candidate",
-        "normalize", "quantize", "truncate_dimensions",
+        "AsyncHttpTransport", "AsyncTransport", "Client", "ClientClosed", "Config", "Document",
+        "Experiment", "FakeTransport", "GrpcTransport", "Hit", "HttpTransport", "Index",
+        "IndexBusy", "IndexDamaged", "IndexExists", "IndexFailed", "IndexNotFound", "InvalidInput",
+        "InvalidRequest", "InvalidUrl", "ModelFiles", "ModelInfo", "ModelNotFound", "NotInstalled",
+        "Options", "OtherModel", "Request", "ServerError", "TextTooLong", "TimedOut", "Token",
+        "TokenCounts", "Tokenized", "Transport", "Unavailable", "UnexpectedResponse",
+        "cosine_similarity", "dequantize", "in_candidate", "normalize", "quantize",
+        "truncate_dimensions",
     ]  # fmt: skip
     assert all(getattr(arrowhead_client, name) is not None for name in arrowhead_client.__all__)
     assert not hasattr(arrowhead_client, "nothing")
@@ -386,7 +388,7 @@ def test_public_names_are_these() -> None:
 def test_all_errors_are_in_the_tree() -> None:
     errors = [getattr(arrowhead_client, name) for name in arrowhead_client.__all__]
     errors = [e for e in errors if isinstance(e, type) and issubclass(e, Exception)]
-    assert len(errors) == 11
+    assert len(errors) == 18
     assert all(issubclass(error, ArrowheadError) and error.exit_code == 1 for error in errors)
 
 
