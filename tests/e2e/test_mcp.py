@@ -220,6 +220,14 @@ def test_a_page_that_points_its_name_here_is_refused(
         assert len(answer.json()["result"]["tools"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("body", "status"), [(b"[" * 100_000, 400), (b'"' + b"a" * 5 * 2**20 + b'"', 413)]
+)
+def test_a_hostile_body_is_refused(started: str, body: bytes, status: int) -> None:
+    accept = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+    assert httpx.post(started, content=body, headers=accept).status_code == status
+
+
 def test_without_a_name_allowed_only_loopbacks_are(server: Server) -> None:
     listen = {"Accept": "text/event-stream"}
     with ExitStack() as stack, _http(server, "--host=0.0.0.0") as url:
