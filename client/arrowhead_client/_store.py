@@ -38,6 +38,12 @@ ID, TEXT, PART, HASH, VECTOR = "id", "text", "_part", "_hash", "_vector"
 OWN = (ID, TEXT, PART, HASH, VECTOR)
 HASH_BYTES = 16
 
+# Passages up to which each is compared; above, an index of vectors is kept: every passage in one
+# byte a component (IVF_SQ). What both cost and find: perf/results/search.md.
+EXACT_UNTIL = 20_000
+_CELLS = 32
+_REFINED = 4  # times the hits that are wanted
+
 _FORMAT = 1
 _TABLE = "documents"
 _METADATA = b"arrowhead"
@@ -217,11 +223,27 @@ class Store:
         return removed
 
     def tidy(self) -> None:
-        """Joins files, if there are many, and removes those that nobody reads any more."""
+        """Joins files, if there are many, and brings the index of vectors up to date."""
         with _errors(self.path):
-            if self._table.stats()["fragment_stats"]["num_fragments"] > _MOST_FRAGMENTS:
+            many = self._table.stats()["fragment_stats"]["num_fragments"] > _MOST_FRAGMENTS
+            indexed = any(VECTOR in one.columns for one in self._table.list_indices())
+            if many or (indexed and self._unindexed() > EXACT_UNTIL):
                 # Unverified: what a killed writer left; the lock says that no other one writes.
                 self._table.optimize(cleanup_older_than=_GRACE, delete_unverified=True)
+            if not indexed and self._table.count_rows() > EXACT_UNTIL:
+                self.index_vectors()
+
+    def index_vectors(self) -> None:
+        """Makes searches look at a part of the passages only, and finding documents by id quick."""
+        from lancedb.index import BTree, IvfSq
+
+        with _errors(self.path):
+            self._table.create_index(VECTOR, config=IvfSq(distance_type="cosine"))
+            self._table.create_index(ID, config=BTree())
+
+    def _unindexed(self) -> int:
+        told = self._table.index_stats(f"{VECTOR}_idx")
+        return 0 if told is None else int(told.num_unindexed_rows)
 
     def search(self, vector: Vectors, limit: int, where: str | None) -> list[dict[str, Any]]:
         """The passages of the highest cosine with a vector [D], the best first.
@@ -238,6 +260,11 @@ class Store:
             .distance_type("cosine")
             .select(columns)
             .limit(limit)
+            # Of an index of vectors, if there is one: more than these cells only where a filter
+            # leaves too few in them; the best are scored by the vectors themselves.
+            .minimum_nprobes(_CELLS)
+            .maximum_nprobes(0)
+            .refine_factor(_REFINED)
         )
         if where is None:
             with _errors(self.path):

@@ -275,6 +275,33 @@ def test_searches_go_on_while_files_are_joined(
     assert _store.Store.open(index.path)._table.stats()["fragment_stats"]["num_fragments"] <= 2
 
 
+def test_many_passages_are_found_by_an_index_of_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_store, "EXACT_UNTIL", 1000)
+    client = Client(transport=FakeTransport(32))
+    index = Index.create(tmp_path / "index", client)
+    for start, kinds in ((0, ["BTree", "IvfSq"]), (2000, ["BTree", "IvfSq"])):
+        index.add(Document(f"{n}", f"text {n}", {"n": n}) for n in range(start, start + 2000))
+        table = _store.Store.open(index.path)._table
+        assert sorted(one.index_type for one in table.list_indices()) == kinds
+        assert table.index_stats("_vector_idx").num_unindexed_rows == 0
+    vectors = client.embed([f"text {n}" for n in range(4000)])
+    queries = client.embed(wanted := [f"query {n}" for n in range(20)])
+    exact = np.argsort(-queries @ vectors.T, axis=1)[:, :10]
+    found = [{int(hit.id) for hit in index.search(query)} for query in wanted]
+    # Vectors of noise are the hardest to tell apart; real ones are in perf/results/search.md.
+    assert np.mean([len(f & set(e)) / 10 for f, e in zip(found, exact.tolist(), strict=True)]) > 0.6
+    # A filter that leaves few of them finds all of these, wherever they are.
+    hits = index.search("query", where="n % 1000 = 7")
+    assert {hit.id for hit in hits} == {"7", "1007", "2007", "3007"}
+    assert index.delete(["7"]) == 1
+    assert len(index.search("query", where="n % 1000 = 7")) == 3
+    assert index.add([Document("8", "changed"), Document("new", "added")]) == 2
+    for text, name in (("changed", "8"), ("added", "new")):
+        assert (index.search(text)[0].id, index.search(text)[0].score) == (name, pytest.approx(1))
+
+
 def test_a_stream_is_written_as_it_comes(
     index: Index, fake: FakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
