@@ -15,6 +15,7 @@ import pydantic_core
 from arrowhead_client._algebra import Vectors, quantize
 
 Encoding: TypeAlias = Literal["preview", "binary", "float32"]
+Answer = TypeVar("Answer")
 Row = TypeVar("Row")
 
 MOST_CHARS, LEAST_CHARS = 4000, 1500
@@ -92,13 +93,13 @@ def as_json(value: object) -> str:
 
 def fitted(
     rows: Sequence[Row],
-    answer: Callable[[list[Row], str | None], Any],
+    answer: Callable[[list[Row], str | None], Answer],
     *,
     most_chars: int,
     notes: Sequence[str],
     hint: str,
     brief: Callable[[Row], Row] = lambda row: row,
-) -> Any:
+) -> Answer:
     """The answer with as many rows, from the first, as its JSON has room for.
 
     Args:
@@ -110,24 +111,24 @@ def fitted(
         brief: makes a shorter row in place of one that has no room.
     """
 
-    def note(shortened: int, left: int) -> str | None:
-        cut = f"{shortened} shortened and {left} left out, to answer in {most_chars} characters: "
-        return " ".join([*notes, *([cut + hint] if shortened or left else [])]) or None
+    def note(briefer: int, left: int) -> str | None:
+        cut = f"{briefer} shortened and {left} left out, to answer in {most_chars} characters: "
+        return " ".join([*notes, *([cut + hint] if briefer or left else [])]) or None
 
     whole = answer(list(rows), note(0, 0))
     if len(as_json(whole)) <= most_chars:
         return whole
     room = most_chars - len(as_json(answer([], note(len(rows), len(rows)))))
     kept: list[Row] = []
-    shortened = 0
+    briefer = 0
     for row in rows:
         fitting = [one for one in (row, brief(row)) if len(as_json(one)) < room]
         if not fitting:
             break
         kept.append(fitting[0])
-        shortened += fitting[0] is not row
+        briefer += fitting[0] is not row
         room -= len(as_json(fitting[0])) + 1  # and a comma
-    return answer(kept, note(shortened, len(rows) - len(kept)))
+    return answer(kept, note(briefer, len(rows) - len(kept)))
 
 
 def encoded(vector: Vectors, encoding: Encoding) -> list[float] | str:

@@ -174,6 +174,8 @@ def mcp(
             anyio.run(_serve_stdio, server)
             return
         click.echo(f"tools of {model} at {url}: http://{host}:{port}/mcp", err=True)
+        if not allow_hosts and host not in _LOOPBACK:
+            click.echo("only requests to loopback's names are answered: see --allow-host", err=True)
         app = http_app(server, allow_hosts)
         uvicorn.run(
             app,

@@ -12,7 +12,7 @@ Each is a typed method whose signature and docstring are its schema; no other de
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -116,16 +116,13 @@ class Tools:
         notes = []
         if encoding == "preview" and dimension > len(rows[0].vector or ()):
             notes = ["A vector's first numbers are shown; encoding 'float32' gives all."]
-        return cast(
-            Embeddings,
-            fitted(
-                rows,
-                lambda kept, note: Embeddings(self._client.model, dimension, encoding, kept, note),
-                most_chars=self._most_chars,
-                notes=notes,
-                hint="ask for fewer texts at once, or for encoding 'binary' or 'preview'.",
-                brief=without_vector,
-            ),
+        return fitted(
+            rows,
+            lambda kept, note: Embeddings(self._client.model, dimension, encoding, kept, note),
+            most_chars=self._most_chars,
+            notes=notes,
+            hint="ask for fewer texts at once, or for encoding 'binary' or 'preview'.",
+            brief=without_vector,
         )
 
     @tool
@@ -162,15 +159,12 @@ class Tools:
         ]
         if len(best) < len(others):
             notes.append(f"The {len(others) - len(best)} lowest are not listed.")
-        return cast(
-            Matches,
-            fitted(
-                [Match(one, round(float(scores[one]), 4), shortened(others[one])) for one in best],
-                lambda kept, note: Matches(len(others), kept, note),
-                most_chars=self._most_chars,
-                notes=notes,
-                hint="the closest are here; ask again without them.",
-            ),
+        return fitted(
+            [Match(one, round(float(scores[one]), 4), shortened(others[one])) for one in best],
+            lambda kept, note: Matches(len(others), kept, note),
+            most_chars=self._most_chars,
+            notes=notes,
+            hint="the closest are here; ask again without them.",
         )
 
     @tool
@@ -198,16 +192,13 @@ class Tools:
             raise InvalidInput("these tools have no index to search: give one, `Tools(..., index)`")
         hits = self._index.search(query, limit=limit, where=where)
         documents = len(self._index)
-        return cast(
-            Hits,
-            fitted(
-                [found(*hit) for hit in hits],
-                lambda kept, note: Hits(documents, kept, note),
-                most_chars=self._most_chars,
-                notes=[],
-                hint="the best are here; `where` narrows the search.",
-                brief=without_fields,
-            ),
+        return fitted(
+            [found(*hit) for hit in hits],
+            lambda kept, note: Hits(documents, kept, note),
+            most_chars=self._most_chars,
+            notes=[],
+            hint="the best are here; `where` narrows the search.",
+            brief=without_fields,
         )
 
     @property

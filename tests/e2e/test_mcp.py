@@ -228,11 +228,14 @@ def test_a_hostile_body_is_refused(started: str, body: bytes, status: int) -> No
     assert httpx.post(started, content=body, headers=accept).status_code == status
 
 
-def test_without_a_name_allowed_only_loopbacks_are(server: Server) -> None:
+def test_without_a_name_allowed_only_loopbacks_are(
+    server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
     listen = {"Accept": "text/event-stream"}
     with ExitStack() as stack, _http(server, "--host=0.0.0.0") as url:
         rebound = httpx.post(url, json={}, headers={"Host": "tools.example.org"})
         assert rebound.status_code == 421
+        assert "loopback's names are answered: see --allow-host" in capfd.readouterr().err
         assert httpx.post(url, json={}).status_code == 400  # let in, but no message
         # Somebody who listens does not keep it from stopping.
         stream = stack.enter_context(httpx.stream("GET", url, headers=listen))
