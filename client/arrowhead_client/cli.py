@@ -45,6 +45,9 @@ COMMANDS = {
     ),
     "info": Command("arrowhead_client.commands:info", None, "Tell what a served model is."),
     "inspect": Command("arrowhead_engine.inspect:inspect", "engine", "Look into a weight file."),
+    "mcp": Command(
+        "arrowhead_client.mcp_server:mcp", "mcp", "Offer the tools to hosts of language models."
+    ),
     "models": Command(
         "arrowhead_conversion.registry_commands:models", "convert", "List models and versions."
     ),
@@ -63,6 +66,9 @@ COMMANDS = {
     "serve": Command("arrowhead_server.command:serve", "serve", "Start and watch Triton."),
     "similarity": Command(
         "arrowhead_client.commands:similarity", None, "Rank texts by likeness to a text."
+    ),
+    "tools": Command(
+        "arrowhead_client.tools_command:tools", "tools", "Print the tools for a language model."
     ),
     "verify": Command(
         "arrowhead_conversion.command:verify", "convert", "Prove a converted model again."
