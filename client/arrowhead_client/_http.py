@@ -14,9 +14,10 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
@@ -43,7 +44,10 @@ from arrowhead_client._url import Endpoint, parse_url
 from arrowhead_client._wire import dtype_of, read
 
 _HEAD_SIZE = "Inference-Header-Content-Length"  # of a body, the part that is JSON
+_NOT_AS_TOLD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 _KEPT = 256  # idle connections; one above is opened all the same, and closed after its request
+
+T = TypeVar("T")
 
 
 class _Connection(HTTPConnection):
@@ -91,13 +95,11 @@ class HttpTransport(Transport):
 
     def width(self, model: str, timeout_s: float) -> int:
         """See `Transport.width`."""
-        return embedding_width(
-            _shapes(self._get(_model_path(model), timeout_s)), str(self._server), model
-        )
+        return self._get(_model_path(model), timeout_s, partial(_width, self._server, model))
 
     def config(self, model: str, timeout_s: float) -> Config:
         """See `Transport.config`."""
-        return _config(self._get(f"{_model_path(model)}/config", timeout_s))
+        return self._get(f"{_model_path(model)}/config", timeout_s, _config)
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -106,11 +108,11 @@ class HttpTransport(Transport):
             with suppress(OSError, AttributeError):  # just closed, or not yet open
                 reference().sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
 
-    def _get(self, path: str, timeout_s: float) -> Any:
-        """The JSON at this path."""
+    def _get(self, path: str, timeout_s: float, made: Callable[[Any], T]) -> T:
+        """What is made of the JSON at this path."""
         with _translated(self._server, timeout_s):
             reply = self._exchange("GET", path, timeout_s)
-            return json.loads(_checked(reply, self._server, timeout_s).content)
+            return made(json.loads(_checked(reply, self._server, timeout_s).content))
 
     def _exchange(
         self, method: str, path: str, timeout_s: float, request: Request | None = None
@@ -159,22 +161,21 @@ class AsyncHttpTransport(AsyncTransport):
 
     async def width(self, model: str, timeout_s: float) -> int:
         """See `Transport.width`."""
-        metadata = await self._get(_model_path(model), timeout_s)
-        return embedding_width(_shapes(metadata), str(self._server), model)
+        return await self._get(_model_path(model), timeout_s, partial(_width, self._server, model))
 
     async def config(self, model: str, timeout_s: float) -> Config:
         """See `Transport.config`."""
-        return _config(await self._get(f"{_model_path(model)}/config", timeout_s))
+        return await self._get(f"{_model_path(model)}/config", timeout_s, _config)
 
     async def close(self) -> None:
         """See `Transport.close`."""
         if self._session is not None:
             await self._session.close()
 
-    async def _get(self, path: str, timeout_s: float) -> Any:
+    async def _get(self, path: str, timeout_s: float, made: Callable[[Any], T]) -> T:
         reply = await self._exchange("GET", path, timeout_s)
         with _translated(self._server, timeout_s):
-            return json.loads(_checked(reply, self._server, timeout_s).content)
+            return made(json.loads(_checked(reply, self._server, timeout_s).content))
 
     async def _exchange(
         self, method: str, path: str, timeout_s: float, request: Request | None = None
@@ -292,12 +293,13 @@ def _checked(reply: _Reply, server: Endpoint, timeout_s: float) -> _Reply:
     raise from_status(str(reply.status), message, server=str(server), timeout_s=timeout_s)
 
 
-def _shapes(metadata: Any) -> dict[str, Any]:
-    return {output["name"]: output["shape"] for output in metadata["outputs"]}
+def _width(server: Endpoint, model: str, metadata: Any) -> int:
+    shapes = {output["name"]: output["shape"] for output in metadata["outputs"]}
+    return embedding_width(shapes, str(server), model)
 
 
 def _config(config: Any) -> Config:
-    # dict(...): what is none is a TypeError or a ValueError, which `_translated` knows
+    # dict(...): what is none is an error that `_translated` knows
     parameters = dict(dict(config).get("parameters", {}))
     steps = dict(config.get("ensemble_scheduling", {})).get("step", [])
     return config_in(
@@ -325,5 +327,5 @@ def _translated(server: Endpoint, timeout_s: float) -> Iterator[None]:
         raise unavailable(str(server), error) from error
     except (http.client.HTTPException, aiohttp.ClientError, pool_errors.HTTPError) as error:
         raise unexpected(str(server), error) from error
-    except (ValueError, KeyError, TypeError) as error:  # a 200 with a body of something else
+    except _NOT_AS_TOLD as error:  # a 200 with a body of something else
         raise unexpected(str(server), error) from error

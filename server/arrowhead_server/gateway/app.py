@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from arrowhead_server.gateway.settings import Settings
 from arrowhead_server.gateway.web import json
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 _PROBES = itertools.count()
 _PROBED_S = 1.0
 # What pages of other origins may read of an answer.
@@ -131,22 +133,24 @@ def create_app(settings: Settings) -> FastAPI:
 def _probe(app: FastAPI, metrics: Metrics) -> None:
     """The routes by which machines look after the gateway."""
 
-    async def lives() -> str | None:
+    async def lives() -> bool:
         try:
             client = app.state.asking.client
             await client.embed(f"health {next(_PROBES)} {time.time_ns()}", progress=False)
         except ServerError as error:
-            return str(error)
-        return None
+            _LOG.warning("not healthy: %s", error)  # strangers are not told where Triton is
+            return False
+        return True
 
-    wrong = Shared(lives)
+    is_healthy = Shared(lives)
     is_ready = Shared(lambda: app.state.asking.client.ready())
 
     @app.get("/health", response_class=Response, responses={503: {"model": failures.TritonFailure}})
     async def health() -> Response:
         """200 if a text that nobody asked before is embedded now, else 503. Tried once a second."""
-        failed = await wrong()
-        return Response(status_code=200) if failed is None else json({"error": failed}, 503)
+        if await is_healthy():
+            return Response(status_code=200)
+        return json({"error": "the model does not answer; the gateway's log says why"}, 503)
 
     @app.get("/ready", response_class=Response, responses={503: {"description": "Not ready"}})
     async def ready() -> Response:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -31,6 +31,7 @@ from arrowhead_server.gateway.embedder import ENTRIES, Counts, Embedded, Embedde
 
 MOST_CHARACTERS = 100_000  # of a text; a model reads 64 for each token of its limit at the most
 MOST_TEXTS = 2048  # in a request, as OpenAI has it; Triton is asked in parts
+_LOG = logging.getLogger(__name__)
 WATCH_S = 1.0  # for so long after another version went live the one before is asked
 
 
@@ -102,8 +103,12 @@ class Asking:
     async def watch(self) -> None:
         """Looks for another version for as long as it runs."""
         while True:
-            with suppress(ArrowheadError):  # those who ask are told
+            try:
                 await self._look()
+            except ArrowheadError:
+                pass  # those who ask are told
+            except Exception:  # noqa: BLE001 (whatever it is, the next version is looked for)
+                _LOG.exception("the look for another version failed")
             await asyncio.sleep(WATCH_S)
 
     def check_name(self, name: str) -> None:
@@ -122,18 +127,24 @@ class Asking:
             InvalidInput: a wish or text that cannot be fulfilled; says which.
             ServerError: Triton's fault.
         """
-        if not inputs:
+        return await self.embed_all((inputs, options))
+
+    async def embed_all(
+        self, *sides: tuple[Sequence[str] | Sequence[list[int]], Options]
+    ) -> Answer:
+        """As `embed`, of several lists one behind the other, each with options of its own."""
+        if not all(inputs for inputs, _ in sides):
             raise InvalidInput("no texts: wanted one at least")
-        self.check(inputs)
+        self.check([one for inputs, _ in sides for one in inputs])  # type: ignore[arg-type]
         served = await self._served()
         try:
-            return await _embed(served, inputs, options)
+            return await _embed_all(served, sides)
         except (ModelNotFound, Unavailable):
             # Another version may have gone live since, and this one be served no more. The first
             # look may have begun before that.
             if await self._look() is served and await self._look() is served:
                 raise
-        return await _embed(await self._served(), inputs, options)
+        return await _embed_all(await self._served(), sides)
 
     def check(self, inputs: Sequence[str] | Sequence[list[int]]) -> None:
         """That a request holds no more than it may.
@@ -202,6 +213,19 @@ def _tokenizer(files: ModelFiles) -> Tokenizer:
 
 def _prefix(info: ModelInfo, options: Options) -> str:
     return options.prefix(info.prompts, info.name) or ""
+
+
+async def _embed_all(
+    served: Embedder, sides: Sequence[tuple[Sequence[str] | Sequence[list[int]], Options]]
+) -> Answer:
+    answers = [await _embed(served, inputs, options) for inputs, options in sides]
+    if len(answers) == 1:
+        return answers[0]
+    return Answer(
+        np.concatenate([one.vectors for one in answers]),
+        [tokens for one in answers for tokens in one.tokens],
+        [truncated for one in answers for truncated in one.truncated],
+    )
 
 
 async def _embed(

@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from json import detect_encoding
 
 import anyio
 from prometheus_client import Gauge
 from starlette.types import Message, Receive
 
+from arrowhead_client import InvalidInput
 from arrowhead_server.gateway.failures import OutOfMemory, TooDeep, TooLarge, TooSlow
 
 MB = 10**6
@@ -25,6 +27,7 @@ READ_S = 30.0
 # thousand components, as numbers and as JSON. Of a byte: itself, and as a character of the decoded
 # body, of its text, and of its text with a prompt in front.
 PER_TEXT, _PER_VALUE, _COPIES = 32_768, 64, 3
+TOKENIZED = 4  # times as much of a text whose some hundred tokens are told, each by itself
 
 _STRING = re.compile(rb'"[^"]*"?')
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
@@ -48,10 +51,15 @@ class Bodies:
         self._held = 0
 
     @asynccontextmanager
-    async def read(self, receive: Receive) -> AsyncIterator[Receive]:
+    async def read(self, receive: Receive, weight: int = 1) -> AsyncIterator[Receive]:
         """The whole body, to be received again; its memory is kept free for it meanwhile.
 
+        Args:
+            receive: gives its parts.
+            weight: how many times `PER_TEXT` is needed of a text.
+
         Raises:
+            InvalidInput: it is no UTF-8.
             TooLarge: it is, or what would be made of it.
             TooSlow: it did not come within `READ_S` seconds.
             TooDeep: no request is nested like that.
@@ -59,21 +67,21 @@ class Bodies:
         """
         holding = 0
 
-        def hold(need: int) -> None:
+        def hold(wanted: int) -> None:
             nonlocal holding
-            if need > self._memory:
+            if wanted > self._memory:
                 raise TooLarge(
-                    f"a request that takes {need / MB:,.0f} MB of memory to answer; wanted "
+                    f"a request that takes {wanted / MB:,.0f} MB of memory to answer; wanted "
                     f"{self._memory / MB:g} at most: send fewer texts a request"
                 )
-            if self._held + need - holding > self._memory:
+            if self._held + wanted - holding > self._memory:
                 raise OutOfMemory(
                     f"the requests under way take {self._held / MB:,.0f} MB of memory, and this "
-                    f"one would take {need / MB:,.0f}; wanted {self._memory / MB:g} together: try "
-                    "again, or send fewer texts a request"
+                    f"one would take {wanted / MB:,.0f}; wanted {self._memory / MB:g} together: "
+                    "try again, or send fewer texts a request"
                 )
-            self._held += need - holding
-            holding = need
+            self._held += wanted - holding
+            holding = wanted
             self._gauge.set(self._held)
 
         async def whole() -> Message:
@@ -99,7 +107,7 @@ class Bodies:
                     message = await whole()
             except TimeoutError:
                 raise TooSlow(f"no whole body within {READ_S:g} s: send it faster") from None
-            hold(need(message.get("body", b""), self._memory))
+            hold(need(message.get("body", b""), self._memory, weight))
             waiting = [message]
 
             async def again() -> Message:
@@ -111,22 +119,26 @@ class Bodies:
             self._gauge.set(self._held)
 
 
-def need(body: bytes, most: int) -> int:
+def need(body: bytes, most: int, weight: int = 1) -> int:
     """Bytes of memory that a request of this body is taken to need.
 
     Nothing is parsed: strings are taken out, and what is left is counted. It stops counting where
-    there is more than `most`.
+    there is more than `most`. Of a text it takes `weight` times `PER_TEXT`.
 
     Raises:
+        InvalidInput: it is UTF-16 or UTF-32, of which none of this would hold.
         TooDeep: it is nested deeper than `MOST_DEPTH`.
     """
+    if detect_encoding(body) not in ("utf-8", "utf-8-sig"):  # as the parser takes it
+        raise InvalidInput("body: wanted JSON in UTF-8")
+    per_text = weight * PER_TEXT
     plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    found = (1 + _COPIES * _width(body)) * len(body) + PER_TEXT * (plain.count(b'"') // 2)
+    found = (1 + _COPIES * _width(body)) * len(body) + per_text * (plain.count(b'"') // 2)
     if found > most:
         return found
     outside = _STRING.sub(b"", plain)
     brackets = outside.translate(_BRACKETS, _NO_BRACKETS)
-    found += PER_TEXT * brackets.count(b"[") + _PER_VALUE * outside.count(b",")
+    found += per_text * brackets.count(b"[") + _PER_VALUE * outside.count(b",")
     # The innermost pairs go, a level at a time.
     for _ in range(MOST_DEPTH):
         brackets = brackets.replace(b"[]", b"")

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import click
 import uvicorn
@@ -109,7 +109,11 @@ def _address(_context: click.Context, _parameter: click.Parameter, value: tuple[
 
 def _no_password(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
     on_line = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-    if value and on_line and urlsplit(value).password:
+    try:
+        place = urlsplit(value or "")
+    except ValueError as error:
+        raise click.BadParameter(f"no URL ({error}): wanted redis://host:port") from None
+    if on_line and (place.password or "password" in parse_qs(place.query)):
         raise click.BadParameter(
             "a password on the command line is seen by everybody on this machine: give the URL in "
             f"the variable {parameter.envvar}"
@@ -269,7 +273,7 @@ def gateway(
     settings = Settings(
         url,
         model,
-        keys_text=os.environ.get(KEYS_VARIABLE),
+        keys_text=os.environ.get(KEYS_VARIABLE) or None,
         tokens=_tokens(issuer, audience, jwks, scopes),
         **rest,
     )

@@ -13,7 +13,8 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -159,19 +160,16 @@ class Embedder:
     def _start(self, new: list[Key]) -> None:
         texts = [key for key in new if isinstance(key, str)]
         if sum(map(len, texts)) <= INLINE_CHARACTERS:
-            self._queue(new, *self.tokenizer.encode(texts))
+            with self._failing(new):
+                self._queue(new, *self.tokenizer.encode(texts))
         else:
             task = asyncio.create_task(self._start_beside(new, texts))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _start_beside(self, new: list[Key], texts: list[str]) -> None:
-        try:
-            encoded = await asyncio.to_thread(self.tokenizer.encode, texts)
-        except BaseException as error:
-            self._failed(new, error)
-            raise
-        self._queue(new, *encoded)
+        with self._failing(new):
+            self._queue(new, *await asyncio.to_thread(self.tokenizer.encode, texts))
 
     def _queue(self, new: list[Key], ids: list[list[int]], truncated: list[bool]) -> None:
         encoded = iter(zip(ids, truncated, strict=True))
@@ -188,28 +186,31 @@ class Embedder:
         return 1 if time.monotonic() - self._last_interactive < QUIET_S else BULK
 
     async def _ask(self, part: list[_Text]) -> None:
-        try:
+        with self._failing([one.key for one in part]):
             vectors = await self._client.embed_ids([one.ids for one in part], served=self.info)
+            for one, vector in zip(part, vectors, strict=True):
+                # A row of its own, or one remembered text would hold the memory of its whole part.
+                embedded = Embedded(vector.copy(), len(one.ids), one.truncated)
+                embedded.vector.flags.writeable = False
+                self._known[_name(one.key)] = embedded
+                self._coming.pop(one.key).set_result(embedded)
+
+    @contextmanager
+    def _failing(self, keys: list[Key]) -> Iterator[None]:
+        """What fails reaches those who wait for these texts; nobody waits for ever."""
+        try:
+            yield
         except BaseException as error:
-            self._failed([one.key for one in part], error)
+            for key in keys:
+                if (future := self._coming.pop(key, None)) is None:
+                    continue  # it was found before
+                if isinstance(error, Exception):
+                    future.set_exception(error)
+                    future.exception()  # all who wait may have gone away: nothing to complain of
+                else:
+                    future.cancel()
             if not isinstance(error, Exception):
                 raise
-            return
-        for one, vector in zip(part, vectors, strict=True):
-            # A row of its own, or one remembered text would hold the memory of its whole part.
-            embedded = Embedded(vector.copy(), len(one.ids), one.truncated)
-            embedded.vector.flags.writeable = False
-            self._known[_name(one.key)] = embedded
-            self._coming.pop(one.key).set_result(embedded)
-
-    def _failed(self, keys: list[Key], error: BaseException) -> None:
-        for key in keys:
-            future = self._coming.pop(key)
-            if isinstance(error, Exception):
-                future.set_exception(error)
-                future.exception()  # all who wait may have gone away: nothing to complain of
-            else:
-                future.cancel()
 
 
 def _name(key: Key) -> Key | bytes:

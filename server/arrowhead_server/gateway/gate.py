@@ -17,10 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arrowhead_client import ArrowheadError
 from arrowhead_server.gateway.access import OPEN, Access, address
-from arrowhead_server.gateway.bodies import Bodies
-from arrowhead_server.gateway.failures import Busy, Unauthorized
+from arrowhead_server.gateway.bodies import TOKENIZED, Bodies
+from arrowhead_server.gateway.failures import Busy
 from arrowhead_server.gateway.metrics import Metrics
 from arrowhead_server.gateway.rates import Rates
+
+PIECE = 65_536  # bytes of an answer that are sent at once
 
 
 class Gate:
@@ -61,7 +63,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            await _send(message, send)
 
         try:
             if scope["path"] in OPEN and scope["method"] in ("GET", "HEAD"):
@@ -86,7 +88,8 @@ class Gate:
             try:
                 told = await self._counted(scope)
                 self._check_room()
-                receive = await stack.enter_async_context(self._bodies.read(receive))
+                weight = TOKENIZED if scope["path"] == "/tokenize" else 1
+                receive = await stack.enter_async_context(self._bodies.read(receive, weight))
                 self._check_room()
             except ArrowheadError as error:
                 await self._answer(scope["path"], error)(scope, receive, telling)
@@ -101,8 +104,8 @@ class Gate:
         """Who asks, counted; what there is to tell them."""
         try:
             caller = await self._access.caller(scope)
-        except Unauthorized:
-            if self._rates is not None:  # those who try keys are counted where they are
+        except ArrowheadError:
+            if self._rates is not None:  # those who are not let in are counted where they are
                 await self._rates.count(address(scope))
             raise
         return {} if self._rates is None else await self._rates.count(caller)
@@ -114,3 +117,19 @@ class Gate:
     def _set(self, under_way: int) -> None:
         self._under_way = under_way
         self._metrics.in_flight.set(under_way)
+
+
+async def _send(message: Message, send: Send) -> None:
+    """Sends an answer piece by piece, each when most of the one before it was taken.
+
+    So who does not take it stays under way, and the connection, which waits for no more than a
+    piece, tells them from those who are slow.
+    """
+    body = message.get("body", b"")
+    if len(body) <= PIECE:
+        await send(message)
+        return
+    for place in range(0, len(body), PIECE):
+        await send({**message, "body": body[place : place + PIECE], "more_body": True})
+    if not message.get("more_body"):
+        await send({**message, "body": b""})

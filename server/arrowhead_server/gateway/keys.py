@@ -11,12 +11,15 @@ passwords need, would let strangers make the gateway work.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import os
 import re
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from arrowhead_server.gateway.reread import check_private, text_of
@@ -86,9 +89,31 @@ def line(name: str, key: str) -> str:
 def add(path: Path, added: str) -> None:
     """Puts a line at the end of a file of keys, which is made if there is none.
 
+    A link stays one, and who adds at the same moment waits.
+
     Raises:
         BadSetting: the file is none of keys, or cannot be written.
     """
+    path = path.resolve()
+    with _locked(path.parent):
+        _add(path, added)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Not the file itself: another takes its place."""
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise BadSetting(f"cannot read {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _add(path: Path, added: str) -> None:
     kept, before = None, ""
     if path.exists():
         read(path)

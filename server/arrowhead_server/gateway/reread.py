@@ -75,11 +75,22 @@ def check_private(path: Path) -> None:
     Raises:
         BadSetting: somebody can.
     """
+    _check(path, 0o027, "is open to others", "600 or 640: chmod 600")
+
+
+def check_unwritable(path: Path) -> None:
+    """That nobody but its owner can change a file.
+
+    Raises:
+        BadSetting: somebody can.
+    """
+    _check(path, 0o022, "can be changed by others", "644 or 600: chmod 644")
+
+
+def _check(path: Path, closed: int, met: str, wanted: str) -> None:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
         raise BadSetting(f"cannot read {path}: {error.strerror}") from error
-    if mode & 0o027:
-        raise BadSetting(
-            f"{path} is open to others (mode {mode:03o}); wanted 600 or 640: chmod 600 {path}"
-        )
+    if mode & closed:
+        raise BadSetting(f"{path} {met} (mode {mode:03o}); wanted {wanted} {path}")

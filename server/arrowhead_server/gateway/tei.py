@@ -7,17 +7,30 @@ know is added beside it: fields with defaults in requests, headers in answers.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, Literal
 
+import orjson
 from fastapi import APIRouter, Response
 from pydantic import Field
 
 from arrowhead_client import Options, cosine_similarity
 from arrowhead_client._options import check_lengths
-from arrowhead_server.gateway.asking import Answer
+from arrowhead_client._plan import Tokenized
 from arrowhead_server.gateway.failures import TeiFailure, declared
-from arrowhead_server.gateway.web import OUTPUT_DTYPES, Body, Inputs, Model, Wanted, json, several
+from arrowhead_server.gateway.web import (
+    OUTPUT_DTYPES,
+    Body,
+    Inputs,
+    Model,
+    Several,
+    Wanted,
+    json,
+    several,
+    with_counts,
+)
 
 router = APIRouter(tags=["text-embeddings-inference"], responses=declared(TeiFailure))
 
@@ -53,7 +66,7 @@ class Sentences(Body):
     """A text, and those to compare it with."""
 
     source_sentence: str
-    sentences: list[str]
+    sentences: Several[str] = Field(min_length=1)
 
 
 class Sides(Cut):
@@ -100,7 +113,7 @@ class SimilarityRequest(Body):
 class TokenizeRequest(Body):
     """Texts to tokenize."""
 
-    inputs: str | list[str] = Field(description="A text, or several.", examples=["a text"])
+    inputs: str | Several[str] = Field(description="A text, or several.", examples=["a text"])
     add_special_tokens: bool = Field(default=True, description="Tell the special tokens too.")
     prompt_name: str | None = Field(
         default=None, description="A prompt of the model, put before each text."
@@ -116,7 +129,7 @@ async def embed(body: EmbedRequest, model: Model) -> Response:
     """A vector for each text."""
     options = body.options(truncate=body.side(), normalize=body.normalize)
     answer = await model.embed(several(body.inputs), options)
-    return _with_counts(json(answer.vectors), answer)
+    return with_counts(json(answer.vectors), answer)
 
 
 @router.post("/similarity", response_model=list[float])
@@ -127,17 +140,12 @@ async def similarity(body: SimilarityRequest, model: Model) -> Response:
     if source == sentences:
         answer = await model.embed(texts, source)
     else:
-        one, rest = await model.embed(texts[:1], source), await model.embed(texts[1:], sentences)
-        answer = Answer(
-            [*one.vectors, *rest.vectors],  # type: ignore[arg-type]
-            one.tokens + rest.tokens,
-            one.truncated + rest.truncated,
-        )
-    return _with_counts(json(cosine_similarity(answer.vectors[0], answer.vectors[1:])[0]), answer)
+        answer = await model.embed_all((texts[:1], source), (texts[1:], sentences))
+    return with_counts(json(cosine_similarity(answer.vectors[0], answer.vectors[1:])[0]), answer)
 
 
-@router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, model: Model) -> list[list[dict[str, Any]]]:
+@router.post("/tokenize", response_model=list[list[dict[str, Any]]])
+async def tokenize(body: TokenizeRequest, model: Model) -> Response:
     """The tokens that the model reads of each text, and which characters they are."""
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     model.check(texts)
@@ -145,10 +153,8 @@ async def tokenize(body: TokenizeRequest, model: Model) -> list[list[dict[str, A
     found = await model.client.tokenize(texts, prompt=prefix)
     if not body.truncate:
         check_lengths([len(one.tokens) for one in found], [one.truncated for one in found])
-    return [
-        [t._asdict() for t in one.tokens if body.add_special_tokens or not t.special]
-        for one in found
-    ]
+    told = await asyncio.to_thread(_listed, found, special=body.add_special_tokens)
+    return Response(told, media_type="application/json")
 
 
 @router.get("/info")
@@ -176,8 +182,10 @@ async def info(model: Model) -> dict[str, Any]:
     }
 
 
-def _with_counts(response: Response, answer: Answer) -> Response:
-    """TEI's bodies have no place for them."""
-    response.headers["x-compute-tokens"] = str(sum(answer.tokens))
-    response.headers["x-truncated"] = str(sum(answer.truncated))
-    return response
+def _listed(found: Sequence[Tokenized], *, special: bool) -> bytes:
+    """As JSON; made text by text, for as dictionaries tokens take several times the memory."""
+    texts = (
+        orjson.dumps([token._asdict() for token in one.tokens if special or not token.special])
+        for one in found
+    )
+    return b"[%b]" % b",".join(texts)

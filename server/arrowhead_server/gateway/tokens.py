@@ -17,7 +17,7 @@ from jwt import PyJWK, PyJWKClient, PyJWKSet
 
 from arrowhead_client import Unavailable
 from arrowhead_server.gateway.failures import Forbidden, Unauthorized
-from arrowhead_server.gateway.reread import Reread, text_of
+from arrowhead_server.gateway.reread import Reread, check_unwritable, text_of
 from arrowhead_server.gateway.settings import BadSetting, TokenSettings
 
 # Of key pairs only: who checks a token must not be able to make one.
@@ -77,8 +77,10 @@ class Tokens:
 
 def _scopes(claims: dict[str, Any]) -> list[str]:
     """As RFC 8693 has them, or as Microsoft and Okta do."""
-    told = claims.get("scope", claims.get("scp", ""))
-    return told.split() if isinstance(told, str) else list(told)
+    told = claims.get("scope", claims.get("scp"))
+    if isinstance(told, str):
+        return told.split()
+    return told if isinstance(told, list) else []
 
 
 def _keys_of(jwks: str) -> Callable[[str | None], Awaitable[PyJWK | None]]:
@@ -98,6 +100,7 @@ def _keys_of(jwks: str) -> Callable[[str | None], Awaitable[PyJWK | None]]:
 
 
 def _read(path: Path) -> PyJWKSet:
+    check_unwritable(path)  # else others could let in whom they like
     try:
         return PyJWKSet.from_dict(json.loads(text_of(path)))
     except _NO_KEYS as error:

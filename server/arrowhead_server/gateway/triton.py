@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, NonNegativeInt
 
 from arrowhead_client import InvalidInput, Options
 from arrowhead_server.gateway.failures import TritonFailure, declared
-from arrowhead_server.gateway.web import Body, Model, Name, json
+from arrowhead_server.gateway.web import Body, Model, Name, Several, json, with_counts
 
 # LiteLLM names no Content-Type when it does not wait asynchronously. What a web page could send so
 # changes nothing here, and it may not read the answer.
@@ -33,9 +33,9 @@ class Texts(Body):
     name: Literal["text", "input_text"] = Field(
         description="`text` is the served model's own name for it, `input_text` LiteLLM's."
     )
-    shape: list[NonNegativeInt] = Field(description="[N] or [N, 1].", examples=[[1]])
+    shape: Several[NonNegativeInt] = Field(description="[N] or [N, 1].", examples=[[1]])
     datatype: Literal["BYTES"]
-    data: str | list[str] | list[list[str]] = Field(
+    data: str | Several[str] | Several[Several[str]] = Field(
         description="N texts. Of one that stands bare, as LiteLLM sends it, no shape is asked.",
         examples=[["What is Triton?"]],
     )
@@ -56,7 +56,7 @@ class InferRequest(Body):
     """A request for vectors. What else the protocol has is not looked at."""
 
     id: str | None = Field(default=None, description="Comes back in the answer.")
-    inputs: list[Texts] = Field(min_length=1, max_length=1)
+    inputs: Several[Texts] = Field(min_length=1, max_length=1)
 
 
 class Vectors(BaseModel):
@@ -80,16 +80,16 @@ class InferResponse(BaseModel):
 async def infer(name: Name, body: InferRequest, model: Model) -> Response:
     """A vector for each text, in one list of numbers."""
     model.check_name(name)
-    vectors = (await model.embed(body.inputs[0].several(), Options(truncate="end"))).vectors
+    found = await model.embed(body.inputs[0].several(), Options(truncate="end"))
     answer: dict[str, Any] = {
         "model_name": name,
         "outputs": [
             {
                 "name": "embeddings",
                 "datatype": "FP32",
-                "shape": vectors.shape,
-                "data": vectors.reshape(-1),
+                "shape": found.vectors.shape,
+                "data": found.vectors.reshape(-1),
             }
         ],
     }
-    return json(answer if body.id is None else {"id": body.id, **answer})
+    return with_counts(json(answer if body.id is None else {"id": body.id, **answer}), found)

@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 import orjson
 from fastapi import Depends, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from arrowhead_client import Options
-from arrowhead_server.gateway.asking import Asking
+from arrowhead_server.gateway.asking import Answer, Asking
 
+T = TypeVar("T")
+# One wrong value is told. Else pydantic keeps an error of each: a hundred times the body.
+Several = Annotated[list[T], Field(fail_fast=True)]
 # Ids are those of the model's own tokenizer, special tokens included.
-Inputs: TypeAlias = str | list[str] | list[int] | list[list[int]]
+Inputs: TypeAlias = str | Several[str] | Several[int] | Several[Several[int]]
 OutputDtype: TypeAlias = Literal["float", "int8", "uint8", "binary", "ubinary"]
 OUTPUT_DTYPES: tuple[str, ...] = get_args(OutputDtype)
 Name = Annotated[str, Path(description="The served model's name.", examples=["minilm"])]
@@ -81,3 +84,10 @@ def json(content: Any, status: int = 200) -> Response:
     """A response; arrays as lists of the shortest numbers that read back as the same float32."""
     body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, status, media_type="application/json")
+
+
+def with_counts(response: Response, answer: Answer) -> Response:
+    """The response, telling in headers what its dialect's body has no place for."""
+    response.headers["x-compute-tokens"] = str(sum(answer.tokens))
+    response.headers["x-truncated"] = str(sum(answer.truncated))
+    return response
