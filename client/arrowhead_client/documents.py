@@ -22,6 +22,7 @@ from tqdm import tqdm
 from arrowhead_client._arrow import to_arrow
 from arrowhead_client._client import Client
 from arrowhead_client._errors import InvalidInput, OtherModel
+from arrowhead_client._filter import check_filter
 from arrowhead_client._options import Options, check_whole
 from arrowhead_client._passages import split
 from arrowhead_client._rows import column, new_fields
@@ -185,7 +186,8 @@ class Index:
             query: embedded with the model's prompt for queries, if it has one.
             limit: hits wanted, at most 10,000; there are fewer if so few documents fit.
             where: only among those that fit this condition over their fields and `id`, in SQL, such
-                as `"year > 2020 AND source = 'notes'"`.
+                as `"year > 2020 AND source = 'notes'"`. It may call those functions that are in
+                `_filter.FUNCTIONS`.
 
         Raises:
             InvalidInput: the query is no string, `limit` is out of its range, or the condition
@@ -196,6 +198,8 @@ class Index:
         check_whole("limit", limit, 1, MOST_HITS)
         if not isinstance(query, str):
             raise InvalidInput(f"query={query!r:.80}: wanted a string")
+        if where is not None:
+            check_filter(where)
         vector = self._client.embed(query, input_type="query")
         if time.monotonic() - self._checked_s > _CHECK_S:
             self._check_model()
