@@ -8,8 +8,9 @@
 5. Texts that come again, some much more often than others.
 6. Start and memory.
 
-Beside ours runs the application that one would write in a minute (`gateway_naive.py`). The ways
-take turns, so that drift touches all alike.
+Beside ours runs the application that one would write in a minute (`gateway_naive.py`). In 1 and 2
+the ways take turns, so that drift touches all alike; in 3 to 5 one comes after the other, and 5 is
+one run of each.
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ def _head(results: GatewayResults) -> list[str]:
         results,
         "The gateway: what it costs, and what it saves",
         "Written by `python -m perf.gateway` (see the README beside this folder); overwritten by "
-        "each run. Figures are medians over passes, with the lowest and highest in brackets. "
+        "each run. Figures are medians over passes, with the lowest and highest in brackets; new "
+        "texts and a known text are measured in turns, pass by pass, and the rest one way after "
+        "the other. "
         "**Caller, gateway and Triton share the cores**, and all traffic is on loopback: what one "
         "of them spends, the others lack. The caller is one event loop on raw sockets, and reads "
         "each answer to float32 numbers. The naive FastAPI application is "
@@ -143,7 +145,7 @@ def _again(results: GatewayResults) -> list[str]:
         f"{DIFFERENT:,} texts of 5-60 words, drawn by Zipf's law (exponent {EXPONENT:g}) by "
         f"{CALLERS[-1]} callers, from an empty memory on. *possible*: the share of requests whose "
         "text had been sent before, so of what a memory without end would answer; some of these "
-        "came while the first was still under way, and were merged with it.",
+        "came while the first was still under way, and were merged with it. One run of each way.",
         table(
             ["way", "req/s", "p50, ms", "p99, ms", "requests", "possible", "hit", "merged"],
             [

@@ -71,12 +71,12 @@ class ModelInfo:
         parts: what its tokenizer and encoder are called, without their endings.
         dimension: D, the width of an embedding.
         max_seq_length: tokens read of a text, special ones included.
-        pooling: how token vectors become one, such as "mean".
-        normalize: whether its vectors have length 1.
-        prompts: those it was trained with, by name.
         fingerprint: names the space of its vectors, in 32 hexadecimal digits: a hash of weights,
             tokenizer and what else decides on a vector. Vectors of different spaces are not
             comparable.
+        pooling: how token vectors become one, such as "mean".
+        normalize: whether its vectors have length 1.
+        prompts: those it was trained with, by name.
         certificate: how its conversion was proved: `worst_cosine`, `mean_cosine`, `texts`, hashes
             and versions.
         source: where it was converted from.
@@ -89,10 +89,10 @@ class ModelInfo:
     parts: str
     dimension: int
     max_seq_length: int
+    fingerprint: str
     pooling: str = "mean"
     normalize: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
-    fingerprint: str = ""
     certificate: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
     ranges: Vectors | None = None

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from arrowhead_client._client import Client
+from arrowhead_client._errors import InvalidInput
 
 MOST_CHARS = 1000  # of a passage: about 190 tokens of English; with 700, less is found
 # After a full stop and blanks, after a line's end, after a full stop of a language without blanks.
@@ -29,8 +30,14 @@ def split(client: Client, texts: Sequence[str], prompt: str) -> list[list[str]]:
         prompt: will be put in front of each passage, and takes room.
 
     Raises:
+        InvalidInput: the prompt leaves no room for a text.
         ServerError: as for `Client.embed`.
     """
+    if prompt and client.count_tokens(["a"], prompt=prompt).truncated.any():
+        raise InvalidInput(
+            f"the model's prompt for documents, {prompt!r:.80}, is as long as what it reads: no "
+            "text has room behind it. Serve the model with a shorter one"
+        )
     passages = [list(_pieces(text, MOST_CHARS)) for text in texts]
     # Few characters may still be many tokens, in scripts or code that the tokenizer knows little.
     doubtful = [(row, place) for row, some in enumerate(passages) for place in range(len(some))]
@@ -60,7 +67,8 @@ def _pieces(text: str, most: int) -> Iterator[str]:
     start = 0
     while (left := len(text) - start) > most:
         aim = start + -(-left // -(-left // most))
-        ends = [end.end() for end in _SENTENCE.finditer(text, start + most // 4, start + most)]
+        found = _SENTENCE.finditer(text, start + most // 4, start + most)
+        ends = [end.end() for end in found if end.end() > start]  # an end may be of no width
         if ends:
             stop = min(ends, key=lambda end: abs(end - aim))
         else:

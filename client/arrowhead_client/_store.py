@@ -13,8 +13,10 @@ lifts when its holder dies. LanceDB's errors become ours here, and it is importe
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +27,7 @@ from arrowhead_client._errors import (
     IndexBusy,
     IndexDamaged,
     IndexExists,
+    IndexFailed,
     IndexNotFound,
     InvalidInput,
     NotInstalled,
@@ -39,8 +42,8 @@ OWN = (ID, TEXT, PART, HASH, VECTOR)
 HASH_BYTES = 16
 
 # Passages up to which each is compared; above, an index of vectors is kept: every passage in one
-# byte a component (IVF_SQ), in cells of some 8,000. What both cost and find, up to 200,000, is in
-# perf/results/search.md.
+# byte a component (IVF_SQ), in cells of some 8,000. Of these `_CELLS` are looked at: all, up to
+# some 260,000 passages. What both cost and find, up to 200,000, is in perf/results/search.md.
 EXACT_UNTIL = 20_000
 _CELLS = 32
 _REFINED = 4  # times the hits that are wanted
@@ -50,6 +53,8 @@ _TABLE = "documents"
 _METADATA = b"arrowhead"
 _IDS_AT_ONCE = 1000  # in one filter
 _MOST_FRAGMENTS = 64  # files of a table; each search opens all
+_PLAIN = re.compile("[a-z_][a-z0-9_]*")  # names that need no backticks in a filter
+_SHOWN = 200  # characters of a filter, in an error
 _GRACE = timedelta(minutes=1)  # a search that began before a clean-up still finds its files
 
 
@@ -85,6 +90,7 @@ class Store:
             NotInstalled: no LanceDB.
             IndexExists: one is there already.
             IndexBusy: another process is making it.
+            IndexFailed: the folder cannot be made or written to.
         """
         import pyarrow as pa
 
@@ -161,7 +167,12 @@ class Store:
 
     def size_bytes(self) -> int:
         """On disk, what a clean-up has not removed yet included."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        size = 0
+        for folder, _, files in os.walk(self.path):
+            for file in files:
+                with suppress(FileNotFoundError):  # a clean-up may be under way
+                    size += Path(folder, file).stat().st_size
+        return size
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -235,12 +246,17 @@ class Store:
                 self.index_vectors()
 
     def index_vectors(self) -> None:
-        """Makes searches look at a part of the passages only, and finding documents by id quick."""
+        """Makes searches quicker, and finding documents by id.
+
+        Searches then read one byte a component of each passage in `_CELLS` cells of some 8,000
+        passages: of all of them up to some 260,000, above of a part only.
+        """
         from lancedb.index import BTree, IvfSq
 
         with _errors(self.path):
-            self._table.create_index(VECTOR, config=IvfSq(distance_type="cosine"))
+            # The vectors' last: by it `tidy` tells whether both were made.
             self._table.create_index(ID, config=BTree())
+            self._table.create_index(VECTOR, config=IvfSq(distance_type="cosine"))
 
     def _unindexed(self) -> int:
         told = self._table.index_stats(f"{VECTOR}_idx")
@@ -275,13 +291,16 @@ class Store:
                 raise _damaged(self.path, error) from error
             self.search(vector, 1, None)  # raises, if it is not the filter that fails
             raise InvalidInput(
-                f"the filter {where!r} cannot be used ({_said(error)}). Fields: "
+                f"the filter {where[:_SHOWN]!r} cannot be used ({_said(error)}). Fields: "
                 f"{self._known_fields()}; such as: year > 2020 AND source = 'a'"
             ) from error
 
     def _known_fields(self) -> str:
         schema = self.schema
-        return ", ".join(f"{name} ({schema.field(name).type})" for name in (ID, *self.fields))
+        return ", ".join(
+            f"{name if _PLAIN.fullmatch(name) else f'`{name}`'} ({schema.field(name).type})"
+            for name in (ID, *self.fields)
+        )
 
 
 def _lancedb() -> Any:
@@ -308,14 +327,23 @@ def _is_there(path: Path) -> bool:
 def _lock(path: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout  # of the extra, as LanceDB
 
-    path.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(path / "write.lock", timeout=0):
-            yield
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / "write.lock")
+        lock.acquire(timeout=0)
     except Timeout as error:
         raise IndexBusy(
             f"somebody else is writing to {path}: wait until that ends, and try again"
         ) from error
+    except OSError as error:
+        raise IndexFailed(
+            f"cannot write to {path} ({error.strerror or error}): name a folder that can be made "
+            "and written to"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

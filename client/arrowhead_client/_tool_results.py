@@ -100,7 +100,7 @@ def fitted(
     hint: str,
     brief: Callable[[Row], Row] = lambda row: row,
 ) -> Answer:
-    """The answer with as many rows, from the first, as its JSON has room for.
+    """The answer with the rows, from the first, that its JSON has room for.
 
     Args:
         rows: all of them.
@@ -124,7 +124,7 @@ def fitted(
     for row in rows:
         fitting = [one for one in (row, brief(row)) if len(as_json(one)) < room]
         if not fitting:
-            break
+            continue  # a shorter one may have room
         kept.append(fitting[0])
         briefer += fitting[0] is not row
         room -= len(as_json(fitting[0])) + 1  # and a comma

@@ -19,10 +19,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from arrowhead_client._errors import InvalidInput
-from arrowhead_client.datasets import json_rows, parquet_rows
+from arrowhead_client.datasets import in_microseconds, json_rows, parquet_rows
 from arrowhead_client.documents import Document
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_JSON = (".jsonl", ".ndjson")
 _BLOCK_BYTES = 16 << 20  # the longest row; types are told from the first block
 _TEXTS = (".txt", ".md")
 _WANTED = "wanted .parquet, .jsonl, .csv, .tsv, or a folder of .txt and .md"
@@ -36,7 +37,8 @@ class Corpus:
         source: the file, told by its ending, or the folder.
         id: the column of ids; numbers are taken as they are written.
         text: the columns of text; of several, those that are not empty are joined by a blank.
-        fields: the columns that become fields; None: all others.
+        fields: the columns that become fields; None: all others, but for those whose names begin
+            with `_`, which no field's may.
     """
 
     source: Path
@@ -50,7 +52,7 @@ class Corpus:
         Raises:
             InvalidInput: a file cannot be read, or a row has no id or no text; says where.
         """
-        if self.source.is_dir() or self.source.suffix in _TEXTS:
+        if self.source.is_dir() or self._ending in _TEXTS:
             return self._files()
         return (self._document(place, row) for place, row in self._rows())
 
@@ -58,18 +60,22 @@ class Corpus:
         """How many there are, or 0 where that would take reading them."""
         if self.source.is_dir():
             return sum(1 for _ in _text_files(self.source))
-        if self.source.suffix == ".parquet":
+        if self._ending == ".parquet":
             try:
                 return int(pq.read_metadata(self.source).num_rows)
             except (OSError, pa.ArrowException):
                 return 0  # reading it will say why
         return 0
 
+    @property
+    def _ending(self) -> str:
+        return self.source.suffix.lower()
+
     def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        ending = self.source.suffix
+        ending = self._ending
         if ending == ".parquet":
             return parquet_rows(self.source)
-        if ending in (".jsonl", ".ndjson"):
+        if ending in _JSON:
             return json_rows(self.source)
         if ending in _SEPARATORS:
             return self._csv_rows(_SEPARATORS[ending])
@@ -77,33 +83,40 @@ class Corpus:
 
     def _csv_rows(self, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Numbers and dates are told from strings by Arrow, column by column."""
+        quoted = separator == ","  # between tabs quotes are what they are, and a line is a row
         texts = {name: pa.string() for name in (self.id, *self.text)}
         try:
             with pyarrow.csv.open_csv(
                 self.source,
                 read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES),
                 parse_options=pyarrow.csv.ParseOptions(
-                    delimiter=separator, newlines_in_values=True
+                    delimiter=separator,
+                    quote_char='"' if quoted else False,
+                    newlines_in_values=quoted,
                 ),
                 convert_options=pyarrow.csv.ConvertOptions(
-                    column_types=texts, strings_can_be_null=True, quoted_strings_can_be_null=False
+                    column_types=texts,
+                    null_values=[""],  # "NA" and "null" may be names
+                    strings_can_be_null=True,
+                    quoted_strings_can_be_null=False,
                 ),
             ) as batches:
                 number = 0
                 for batch in batches:
-                    for row in batch.to_pylist():
+                    for row in in_microseconds(batch).to_pylist():
                         number += 1
                         yield f"{self.source}, row {number}", row
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise InvalidInput(f"{self.source} cannot be read as CSV: {error}") from error
 
     def _document(self, place: str, row: Mapping[str, Any]) -> Document:
         missing = [name for name in (self.id, *self.text, *(self.fields or ())) if name not in row]
-        # In JSON lines, what is empty is often left out.
-        if self.id in missing or len(set(missing) & set(self.text)) == len(self.text):
+        if self._ending in _JSON and self.id in row and set(self.text) & set(row):
+            missing = []  # in JSON lines, what is empty is often left out
+        if missing:
             raise InvalidInput(
                 f"{place}: no column {missing[0]!r} among {', '.join(map(repr, row))}; choose with "
-                "--id and --text"
+                "--id, --text and --field"
             )
         name = row[self.id]
         if isinstance(name, bool) or not isinstance(name, (str, int)):
@@ -111,9 +124,11 @@ class Corpus:
         texts = [row.get(column) or "" for column in self.text]
         if not all(isinstance(text, str) for text in texts):
             raise InvalidInput(f"{place}: {', '.join(self.text)} are {texts!r:.80}; wanted strings")
-        chosen = self.fields if self.fields is not None else row
-        used = (self.id, *self.text) if self.fields is None else ()
-        fields = {column: row.get(column) for column in chosen if column not in used}
+        chosen = self.fields
+        if chosen is None:  # `_` is how pandas calls what it keeps for itself
+            used = (self.id, *self.text)
+            chosen = tuple(one for one in row if one not in used and not one.startswith("_"))
+        fields = {column: row.get(column) for column in chosen}
         return Document(str(name), " ".join(filter(None, texts)), fields)
 
     def _files(self) -> Iterator[Document]:
@@ -136,10 +151,14 @@ class Corpus:
 
 def _text_files(folder: Path) -> Iterator[Path]:
     """In order of their names; nothing hidden, such as what git keeps."""
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            yield from _text_files(entry)
-        elif entry.suffix in _TEXTS and entry.is_file():
-            yield entry
+    try:
+        shown = sorted(one for one in folder.iterdir() if not one.name.startswith("."))
+        folders = {one for one in shown if one.is_dir() and not one.is_symlink()}
+        files = {one for one in shown if one.suffix.lower() in _TEXTS and one.is_file()}
+    except OSError as error:
+        raise InvalidInput(f"cannot read {folder}: {error.strerror or error}") from error
+    for one in shown:
+        if one in folders:
+            yield from _text_files(one)
+        elif one in files:
+            yield one

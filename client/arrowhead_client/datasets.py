@@ -12,11 +12,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arrowhead_client._algebra import Vectors
 from arrowhead_client._errors import InvalidInput
 from arrowhead_client.measures import cosines, spearman
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _ROWS_AT_ONCE = 4096
 
@@ -160,11 +163,26 @@ def parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with pq.ParquetFile(file) as table:
             number = 0
             for batch in table.iter_batches(_ROWS_AT_ONCE):
-                for row in batch.to_pylist():
+                for row in in_microseconds(batch).to_pylist():
                     number += 1
                     yield f"{file}, row {number}", row
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InvalidInput(f"{file} is no Parquet file that can be read: {error}") from error
+
+
+def in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same, its timestamps cut to what a `datetime` holds."""
+    import pyarrow as pa
+
+    kinds = [
+        pa.timestamp("us", kind.tz) if pa.types.is_timestamp(kind) and kind.unit == "ns" else kind
+        for kind in batch.schema.types
+    ]
+    columns = [
+        one.cast(kind, safe=False) if one.type != kind else one
+        for one, kind in zip(batch.columns, kinds, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

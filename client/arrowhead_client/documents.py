@@ -22,6 +22,7 @@ from tqdm import tqdm
 from arrowhead_client._arrow import to_arrow
 from arrowhead_client._client import Client
 from arrowhead_client._errors import InvalidInput, OtherModel
+from arrowhead_client._filter import check_filter
 from arrowhead_client._options import Options, check_whole
 from arrowhead_client._passages import split
 from arrowhead_client._rows import column, new_fields
@@ -55,7 +56,8 @@ class Document(NamedTuple):
         id: names it; a document of the same id replaces it.
         text: what is embedded, and what a snippet is taken from.
         fields: what else is known of it, by name: strings, numbers, booleans, dates, lists of
-            these, or None. A filter may ask for them; each hit brings them.
+            these, or None. A filter may ask for them; each hit brings them. Decimals are kept as
+            float64. The first value of a name that tells a type decides on that of the others.
     """
 
     id: str
@@ -90,7 +92,8 @@ class Index:
 
     A long text is kept as several passages; a document scores what its best passage does. Searching
     is exact up to 20,000 passages; above, an index of vectors finds nearly all of what is nearest
-    (perf/results/search.md, up to 200,000).
+    (perf/results/search.md, up to 200,000). Up to some 260,000 passages it still looks at each of
+    them, and saves by reading one byte a component of it; above, it looks at a part only.
 
     One process writes at a time; any number search meanwhile, and see each commit at once.
     """
@@ -109,6 +112,7 @@ class Index:
             NotInstalled: LanceDB is not installed.
             IndexExists: there is one already.
             IndexBusy: another process is making it.
+            IndexFailed: the folder cannot be made or written to.
             ServerError: the model cannot be asked what it is.
         """
         info = client.info()
@@ -182,14 +186,20 @@ class Index:
             query: embedded with the model's prompt for queries, if it has one.
             limit: hits wanted, at most 10,000; there are fewer if so few documents fit.
             where: only among those that fit this condition over their fields and `id`, in SQL, such
-                as `"year > 2020 AND source = 'notes'"`.
+                as `"year > 2020 AND source = 'notes'"`. It may call those functions that are in
+                `_filter.FUNCTIONS`.
 
         Raises:
-            InvalidInput: `limit` is out of its range, or the condition cannot be read.
+            InvalidInput: the query is no string, `limit` is out of its range, or the condition
+                cannot be read.
             OtherModel: the server gives vectors of another model by now.
             ServerError: as for `Client.embed`.
         """
         check_whole("limit", limit, 1, MOST_HITS)
+        if not isinstance(query, str):
+            raise InvalidInput(f"query={query!r:.80}: wanted a string")
+        if where is not None:
+            check_filter(where)
         vector = self._client.embed(query, input_type="query")
         if time.monotonic() - self._checked_s > _CHECK_S:
             self._check_model()
@@ -222,13 +232,13 @@ class Index:
         """One commit; how many documents it changed."""
         prompt = Options(input_type="document").prefix(self._client.prompts(), "") or ""
         hashes = {name: _hash(prompt + document.text) for name, document in batch.items()}
-        fields = self._fields(batch)
+        known = self._store.fields
+        fields, added = self._fields(batch)
         wanted = {row.pop(ID): row for row in fields.to_pylist()}
+        lacking = {field.name: None for field in added}
         there = {
-            row.pop(ID): (row.pop(HASH), row)
-            for row in self._store.rows(
-                list(batch), [HASH, *fields.schema.names], f"{PART} = 0"
-            ).to_pylist()
+            row.pop(ID): (row.pop(HASH), row | lacking)
+            for row in self._store.rows(list(batch), [ID, HASH, *known], f"{PART} = 0").to_pylist()
         }
         changed = [name for name in batch if there.get(name) != (hashes[name], wanted[name])]
         if not changed:
@@ -245,26 +255,26 @@ class Index:
         )
         place = {name: number for number, name in enumerate(batch)}
         fields = fields.take(pa.array(place[name] for name in rows[ID].to_pylist()))
+        self._check_model()  # these vectors are of another, had it been replaced meanwhile
+        if added:
+            self._store.add_fields(added)  # not before: columns cannot be taken back
         schema = self._store.schema
         columns = [(rows if name in OWN else fields)[name] for name in schema.names]
-        self._check_model()  # these vectors are of another, had it been replaced meanwhile
         self._store.put(
             pa.Table.from_arrays(columns, schema=schema),
             [name for name in changed if name in there],
         )
         return len(changed)
 
-    def _fields(self, batch: Mapping[str, Document]) -> pa.Table:
-        """The ids and fields of these documents; the index gets the columns that it lacks."""
+    def _fields(self, batch: Mapping[str, Document]) -> tuple[pa.Table, list[pa.Field]]:
+        """The ids and fields of these documents, and the columns that the index lacks for them."""
         fields = {name: document.fields for name, document in batch.items()}
-        added = new_fields(fields, self._store.fields)
-        if added:
-            self._store.add_fields(added)
+        known = [field for field in self._store.schema if field.name not in OWN]
+        added = new_fields(fields, [field.name for field in known])
         columns = {ID: pa.array(batch, pa.string())}
-        for field in self._store.schema:
-            if field.name not in OWN:
-                columns[field.name] = column(field.name, field.type, fields)
-        return pa.table(columns)
+        for field in (*known, *added):
+            columns[field.name] = column(field.name, field.type, fields)
+        return pa.table(columns), added
 
     def _embedded(
         self, texts: Mapping[str, str], prompt: str, hashes: Mapping[str, bytes], bar: tqdm[Any]
@@ -319,16 +329,29 @@ def _check(document: Document) -> None:
     try:
         size = len(name.encode())
         text.encode()
+        "".join(map(str, fields)).encode()
     except UnicodeEncodeError as error:
         raise InvalidInput(f"document {name!r:.80} cannot be written as UTF-8: {error}") from error
     if not 0 < size <= _LONGEST_ID:
         raise InvalidInput(f"id {name!r:.80} has {size} bytes: wanted 1..{_LONGEST_ID}")
     for field in fields:
-        if not isinstance(field, str) or field in OWN or field.startswith("_") or "." in field:
+        if not _is_name(field):
             raise InvalidInput(
-                f"document {name!r:.80}: a field cannot be called {field!r}: wanted a name without "
-                f"a full stop, that does not begin with _ and is neither {ID!r} nor {TEXT!r}"
+                f"document {name!r:.80}: a field cannot be called {field!r:.80}: wanted a name "
+                "that is not empty, without a full stop or a backtick, that does not begin with _ "
+                f"and is neither {ID!r} nor {TEXT!r}; --field chooses a file's columns"
             )
+
+
+def _is_name(field: object) -> bool:
+    """Whether a column may be called so; a wrong one would make the whole table unreadable."""
+    return (
+        isinstance(field, str)
+        and field not in OWN
+        and field.strip() != ""
+        and not field.startswith("_")
+        and not set(".`") & set(field)
+    )
 
 
 def _hash(text: str) -> bytes:

@@ -73,7 +73,7 @@ def index() -> None:
 @_corpus_options
 @_index_option
 @url_option
-@click.option("--model", default="minilm", show_default=True, help="The model's name.")
+@click.option("--model", help="The model's name.  [default: the index's, or minilm]")
 @_json_option
 def build(
     source: Path,
@@ -82,7 +82,7 @@ def build(
     fields: tuple[str, ...],
     path: Path,
     url: str,
-    model: str,
+    model: str | None,
     as_json: bool,
 ) -> None:
     """Make an index of SOURCE, or bring one up to date with it.
@@ -102,6 +102,10 @@ def build(
     """  # noqa: D301
     corpus = Corpus(source, name, text, fields or None)
     next(iter(corpus), None)  # what cannot be read must not leave an empty index
+    try:
+        model = model or _model(path)
+    except IndexNotFound:
+        model = "minilm"
     with Client(url, model=model, retries=RETRIES) as client:
         try:
             built = Index.open(path, client)

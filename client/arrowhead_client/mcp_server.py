@@ -8,6 +8,7 @@ Nothing is asked of Triton before a tool is called, so a host may start this fir
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from functools import partial
 from importlib.metadata import version
@@ -136,6 +137,12 @@ def _checked_hosts(
 @click.option("--host", default="127.0.0.1", show_default=True, help="HTTP: address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8090, show_default=True)
 @click.option(
+    "--open",
+    "opened",
+    is_flag=True,
+    help="HTTP: listen beyond this machine, for every program that reaches it: there are no keys.",
+)
+@click.option(
     "--allow-host",
     "allow_hosts",
     metavar="NAME[:PORT]",
@@ -157,6 +164,7 @@ def mcp(
     transport: str,
     host: str,
     port: int,
+    opened: bool,
     allow_hosts: tuple[str, ...],
     max_chars: int,
 ) -> None:
@@ -165,6 +173,13 @@ def mcp(
     It asks a running `arrowhead serve`, and may be started before it. Over HTTP it listens on this
     machine only and knows no keys: for others, put a proxy that does in front.
     """
+    beyond = transport != "stdio" and not _is_loopback(host)
+    if beyond and not opened:
+        raise click.UsageError(
+            f"--host {host} is beyond this machine, and these tools know no keys: any program that "
+            "reaches the port may use them (--allow-host stops web pages only). Put a proxy that "
+            "knows keys in front of 127.0.0.1, or say --open"
+        )
     store = None if path is None else Store.open(path)
     model = model or ("minilm" if store is None else store.description.model)
     with Client(url, model=model, retries=RETRIES) as client:
@@ -173,8 +188,8 @@ def mcp(
         if transport == "stdio":
             anyio.run(_serve_stdio, server)
             return
-        click.echo(f"tools of {model} at {url}: http://{host}:{port}/mcp", err=True)
-        if not allow_hosts and host not in _LOOPBACK:
+        click.echo(f"tools of {model} at {url}: {_url(host, port)}", err=True)
+        if beyond and not allow_hosts:
             click.echo("only requests to loopback's names are answered: see --allow-host", err=True)
         app = http_app(server, allow_hosts)
         uvicorn.run(
@@ -190,6 +205,17 @@ def mcp(
 async def _serve_stdio(server: Server[Any]) -> None:
     async with stdio_server() as (read, write):  # what else is printed goes to stderr meanwhile
         await server.run(read, write, server.create_initialization_options())
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/mcp"
 
 
 def _ports(host: str) -> list[str]:

@@ -190,7 +190,8 @@ class Tools:
         """
         if self._index is None:
             raise InvalidInput("these tools have no index to search: give one, `Tools(..., index)`")
-        hits = self._index.search(query, limit=limit, where=where)
+        # Some models give a string without anything in it for an argument that they leave out.
+        hits = self._index.search(query, limit=limit, where=(where or "").strip() or None)
         documents = len(self._index)
         return fitted(
             [found(*hit) for hit in hits],

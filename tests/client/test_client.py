@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import subprocess
 import sys
 import threading
@@ -407,3 +408,12 @@ def test_imports_are_light(code: str, absent: list[str]) -> None:
     check = f"{code}\nimport sys\nprint([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_model_that_does_not_tell_its_fingerprint_is_none_of_ours(call: Call) -> None:
+    """By it indexes and memories tell models apart: one without any would pass for another."""
+    told = json.loads(FakeTransport()._info())
+    del told["fingerprint"]
+    answer = {"info": np.array([[json.dumps(told).encode()]], np.object_)}
+    with pytest.raises(UnexpectedResponse, match="fingerprint"):
+        call(FakeTransport(answer=lambda request: answer), "info")

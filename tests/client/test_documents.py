@@ -9,6 +9,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import date
+from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from arrowhead_client import (
     _store,
     documents,
 )
-from arrowhead_client._passages import MOST_CHARS, split
+from arrowhead_client._passages import MOST_CHARS, _pieces, split
 from arrowhead_client._snippet import snippet
 
 TEA = Document("tea", "Tea is made of leaves.", {"year": 2021, "source": "notes"})
@@ -141,6 +143,9 @@ def test_documents_are_deleted_by_id(index: Index) -> None:
         ("day >= date '2024-02-01'", {"dated"}),
         ("array_has(tags, 'b')", {"dated"}),
         ("`with blank` < 1.5", {"dated"}),
+        ("lower(source) = 'notes' AND year IN(2021)", {"tea"}),
+        ("source = 'repeat(1)' OR NOT (year > 0) OR id = 'it''s -- $'", set()),
+        ("CAST(year AS decimal(10, 2)) > 2000.5", {"tea"}),
     ],
 )
 def test_filters(index: Index, where: str, found: set[str]) -> None:
@@ -162,6 +167,12 @@ def test_filters(index: Index, where: str, found: set[str]) -> None:
         ("CAST(source AS int) = 1", "Cannot cast string 'notes'"),
         ("year > 1; DROP TABLE documents", "Expected: \\)"),
         ("", "Expected: an expression"),
+        ("repeat('a', 1000000000) = source", "calls 'repeat': wanted one of abs, array_contains"),
+        ("source = 'x' OR LPAD (source, 1000000000) = ''", "calls 'LPAD'"),
+        ("`repeat`('a', 9) = ''", "calls '``'"),
+        ("repeat/**/('a', 9) = ''", r"has /\* outside"),
+        ("$$'$$ = repeat('a', 9) OR '' = ''", r"has \$ outside"),
+        ("year > 1 -- or so", "has -- outside"),
     ],
 )
 def test_a_filter_that_cannot_be_read(index: Index, where: str, message: str) -> None:
@@ -170,6 +181,22 @@ def test_a_filter_that_cannot_be_read(index: Index, where: str, message: str) ->
     assert repr(where) in str(caught.value)
     assert "_vector" not in str(caught.value)
     assert len(index) == 3
+
+
+def test_a_wrong_filter_is_shown_in_part_and_fields_as_they_are_written(index: Index) -> None:
+    index.add([Document("x", "x", {"with blank": 1, "Upper": 2})])
+    with pytest.raises(InvalidInput) as caught:
+        index.search("a", where="no = '" + "x" * 5000 + "'")
+    assert len(str(caught.value)) < 1000
+    assert "`with blank` (int64), `Upper` (int64)" in str(caught.value)
+    hits = index.search("a", where="`with blank` = 1 AND `Upper` = 2")
+    assert [hit.id for hit in hits] == ["x"]
+
+
+@pytest.mark.parametrize("query", [["a"], None, b"a"])
+def test_a_query_is_one_string(index: Index, query: Any) -> None:
+    with pytest.raises(InvalidInput, match="wanted a string"):
+        index.search(query)
 
 
 @pytest.mark.parametrize("limit", [0, -1, True, 1.5, 10_001])
@@ -304,6 +331,20 @@ def test_many_passages_are_found_by_an_index_of_vectors(
         assert (index.search(text)[0].id, index.search(text)[0].score) == (name, pytest.approx(1))
 
 
+def test_an_index_of_vectors_that_was_not_finished_is_made_anew(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two that it is: the next `tidy` mends it."""
+    monkeypatch.setattr(_store, "EXACT_UNTIL", 300)
+    index.add(Document(f"{n}", f"text {n}") for n in range(300))
+    store = _store.Store.open(index.path)
+    names = {tuple(one.columns): one.name for one in store._table.list_indices()}
+    store._table.drop_index(names["_vector",])
+    index.add([Document("new", "new")])
+    kinds = [one.index_type for one in _store.Store.open(index.path)._table.list_indices()]
+    assert sorted(kinds) == ["BTree", "IvfSq"]
+
+
 def test_a_stream_is_written_as_it_comes(
     index: Index, fake: FakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +421,13 @@ def test_a_server_that_fails_costs_only_the_batch(
         (Document("x", "x", {"_part": 1}), "cannot be called '_part'"),
         (Document("x", "x", {"id": 1}), "cannot be called 'id'"),
         (Document("x", "x", {"a.b": 1}), r"cannot be called 'a\.b'"),
+        (Document("x", "x", {"": 1}), "cannot be called ''.*not empty"),
+        (Document("x", "x", {" \t": 1}), "not empty"),
+        (Document("x", "x", {"a`b": 1}), "without a full stop or a backtick"),
+        (Document("x", "x", {"\ud800": 1}), "UTF-8"),
+        (Document("x", "x", {"new": 1, "year": "1999"}), "field 'year'"),
+        (Document("x", "x", {"year": []}), r"field 'year' is \[\]; .* have int64 there"),
+        (Document("x", "x", {"a": [[]]}), "wanted strings, numbers"),
         (Document("x", "x", {"a": {"b": 1}}), "field 'a' is .*: wanted strings, numbers"),
         (Document("x", "x", {"a": [[1]]}), "wanted strings, numbers"),
         (Document("x", "x", {"a": object()}), "field 'a'"),
@@ -396,7 +444,49 @@ def test_documents_that_cannot_be_kept(
     with pytest.raises(InvalidInput, match=message):
         index.add([document])
     assert _embedded(fake) == []
-    assert len(index) == 3
+    assert len(index) == len(index.search("a")) == 3
+    assert _store.Store.open(index.path).fields == ["year", "source", "hot"]
+
+
+def test_a_batch_that_fails_leaves_no_column(index: Index, fake: FakeTransport) -> None:
+    """Which would have decided on the type of a field that no document has."""
+    new = Document("new", "new", {"stars": 4})
+
+    def fails(request: Any) -> Any:
+        if request.outputs == ("embeddings",):
+            raise ServerError("no")
+        return fake._made_up(request)
+
+    fake._answer = fails
+    with pytest.raises(ServerError):
+        index.add([new])
+    fake._answer = None
+    assert "stars" not in _store.Store.open(index.path).fields
+    assert index.add([new._replace(fields={"stars": "four"})]) == 1
+    assert index.search("new", limit=1)[0].fields == {"stars": "four"}
+
+
+def test_empty_lists_have_no_type(index: Index) -> None:
+    """Neither of the first document, nor of a whole batch; later they are what they are."""
+    empty = [Document("0", "0", {"tags": []}), Document("1", "1", {"tags": [None]})]
+    assert index.add(empty) == 2
+    assert "tags" not in _store.Store.open(index.path).fields
+    assert index.add([*empty, Document("2", "2", {"tags": ["a"]})]) == 3
+    assert index.add([Document("3", "3", {"tags": []})]) == 1
+    found = {hit.id: hit.fields.get("tags") for hit in index.search("a", where="id < 'a'")}
+    assert found == {"0": [], "1": [None], "2": ["a"], "3": []}
+    assert [hit.id for hit in index.search("a", where="array_has(tags, 'a')")] == ["2"]
+
+
+def test_decimals_are_floats(index: Index) -> None:
+    prices = {"price": Decimal("1.10"), "prices": [Decimal("0.5")]}
+    index.add([Document("0", "0", prices)])
+    more = {"price": Decimal("123456789.123"), "prices": [1.25, None]}
+    assert index.add([Document("0", "0", prices), Document("1", "1", more)]) == 1
+    [hit] = index.search("1", where="price > 100")
+    assert hit.fields == {"price": 123456789.123, "prices": [1.25, None]}
+    mixed = [Document("0", "0", {"price": Decimal(1)}), Document("1", "1", {"price": 1.5})]
+    assert index.add(mixed) == 2
 
 
 def test_folders_without_an_index(fake: FakeTransport, index: Index, tmp_path: Path) -> None:
@@ -411,6 +501,12 @@ def test_folders_without_an_index(fake: FakeTransport, index: Index, tmp_path: P
         manifest.write_bytes(b"no manifest")
     with pytest.raises(IndexDamaged, match=str(index.path)):
         Index.open(index.path, client)
+
+
+def test_a_folder_that_cannot_be_made(fake: FakeTransport, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(IndexFailed, match=r"cannot write to .*file/index"):
+        Index.create(tmp_path / "file" / "index", Client(transport=fake))
 
 
 def test_without_lancedb_the_command_that_installs_it_is_told(
@@ -504,6 +600,22 @@ def test_passages_end_where_sentences_do_and_are_of_like_length() -> None:
     # Many tokens in few characters.
     [parts] = split(client, ["a " * 300], "")
     assert [len(part.split()) for part in parts] == [150, 150]
+
+
+@pytest.mark.parametrize("text", ["a\u3002bcde", "\u3002" * 5, "\u3002a\u3002\u3002b", "ab\n\nc"])
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_an_end_of_no_width_is_passed(text: str, most: int) -> None:
+    pieces = list(islice(_pieces(text, most), 10))
+    assert "".join(pieces) == text
+    assert all(0 < len(piece) <= most for piece in pieces)
+
+
+def test_a_prompt_without_room_is_refused(tmp_path: Path) -> None:
+    fake = FakeTransport(8, prompts={"passage": "word " * 256})
+    index = Index.create(tmp_path / "index", Client(transport=fake))
+    with pytest.raises(InvalidInput, match="no text has room behind it"):
+        index.add([TEA])
+    assert _embedded(fake) == []
 
 
 def test_snippets() -> None:

@@ -7,7 +7,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import date
+from dataclasses import replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from arrowhead_client import (
     ModelNotFound,
     index_commands,
 )
+from arrowhead_client._store import Store
 from arrowhead_client.cli import main
-from arrowhead_client.corpora import Corpus
+from arrowhead_client.corpora import Corpus, _text_files
 
 ROWS = [
     {"id": "a", "title": "Tea", "text": "It is made of leaves.", "year": 2021, "day": None},
@@ -53,19 +55,19 @@ def _jsonl(folder: Path) -> Path:
     return folder / "docs.jsonl"
 
 
-def _csv(folder: Path, separator: str = ",") -> Path:
+def _csv(folder: Path) -> Path:
     lines = [
         ("id", "title", "text", "year", "day"),
         ("a", "Tea", "It is made of leaves.", "2021", ""),
         ("b", "", '"Coffee, of beans."', "1999", "2024-01-02"),
         ("7", '"Rain\n""real"""', "", "", ""),
     ]
-    file = folder / ("docs.csv" if separator == "," else "docs.tsv")
-    file.write_text("\n".join(separator.join(line) for line in lines), encoding="utf-8")
+    file = folder / "docs.CSV"  # as some programs write it
+    file.write_text("\n".join(",".join(line) for line in lines), encoding="utf-8")
     return file
 
 
-@pytest.mark.parametrize("write", [_parquet, _csv, lambda folder: _csv(folder, "\t"), _jsonl])
+@pytest.mark.parametrize("write", [_parquet, _csv, _jsonl])
 def test_rows_of_files_are_documents(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     file = write(tmp_path)
     found = list(Corpus(file, text=("title", "text")))
@@ -79,6 +81,36 @@ def test_rows_of_files_are_documents(tmp_path: Path, write: Callable[[Path], Pat
     assert chosen[0] == Document("a", ROWS[0]["text"], {"year": 2021, "title": "Tea"})
 
 
+def test_between_tabs_quotes_are_quotes_and_a_line_is_a_row(tmp_path: Path) -> None:
+    lines = ("id\ttext\tby", 'a\t"Tea" is made\t', 'b\t"Coffee\tNA', 'c\t5" of rain\tnull')
+    (tmp_path / "a.tsv").write_text("\n".join(lines))
+    assert list(Corpus(tmp_path / "a.tsv")) == [
+        Document("a", '"Tea" is made', {"by": None}),
+        Document("b", '"Coffee', {"by": "NA"}),  # no missing value, either
+        Document("c", '5" of rain', {"by": "null"}),
+    ]
+
+
+def test_what_pandas_keeps_for_itself_becomes_no_field(tmp_path: Path) -> None:
+    rows = {"id": ["a"], "text": ["x"], "year": [1], "__index_level_0__": [7]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    assert list(Corpus(tmp_path / "a.parquet")) == [Document("a", "x", {"year": 1})]
+    chosen = Corpus(tmp_path / "a.parquet", fields=("__index_level_0__",))
+    assert list(chosen) == [Document("a", "x", {"__index_level_0__": 7})]
+
+
+def test_nanoseconds_are_cut(tmp_path: Path) -> None:
+    """A `datetime` has none, and Arrow would make pandas' own, or fail where it is missing."""
+    at = pa.array([1_600_000_000_123_456_789], pa.timestamp("ns"))
+    table = pa.table({"id": ["a"], "text": ["x"], "at": at})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("id,text,at\na,x,2020-09-13 12:26:40.123456789")
+    wanted = datetime(2020, 9, 13, 12, 26, 40, 123456)
+    for name in ("a.parquet", "a.csv"):
+        [found] = Corpus(tmp_path / name)
+        assert (type(found.fields["at"]), found.fields["at"]) == (datetime, wanted)
+
+
 def test_a_long_text_in_a_csv(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"id,text\na,{'long ' * 600_000}\nb,short\n")
     assert [len(one.text) for one in Corpus(tmp_path / "a.csv")] == [3_000_000, 5]
@@ -86,12 +118,12 @@ def test_a_long_text_in_a_csv(tmp_path: Path) -> None:
 
 def test_files_of_a_folder_are_documents(tmp_path: Path) -> None:
     (tmp_path / "sub" / ".git").mkdir(parents=True)
-    for name in ("b.md", "a.txt", "sub/c.md", "sub/.hidden.md", "sub/.git/d.md", "e.pdf"):
+    for name in ("b.md", "a.txt", "sub/c.MD", "sub/.hidden.md", "sub/.git/d.md", "e.pdf"):
         (tmp_path / name).write_text(f"\ufeffthe text of {name}", encoding="utf-8")
     (tmp_path / "empty").mkdir()
     (tmp_path / "loop").symlink_to(tmp_path)
     corpus = Corpus(tmp_path)
-    names = ["a.txt", "b.md", "sub/c.md"]
+    names = ["a.txt", "b.md", "sub/c.MD"]
     assert list(corpus) == [Document(name, f"the text of {name}") for name in names]
     assert corpus.__length_hint__() == 3
     assert list(Corpus(tmp_path / "b.md")) == [Document("b.md", "the text of b.md")]
@@ -100,6 +132,8 @@ def test_files_of_a_folder_are_documents(tmp_path: Path) -> None:
         list(corpus)
     with pytest.raises(InvalidInput, match=r"holds no \.txt and no \.md"):
         list(Corpus(tmp_path / "empty"))
+    with pytest.raises(InvalidInput, match=r"cannot read .*gone: No such file"):
+        list(_text_files(tmp_path / "gone"))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +148,8 @@ def test_files_of_a_folder_are_documents(tmp_path: Path) -> None:
         ("a.jsonl", "[]", "wanted an object"),
         ("a.csv", "id,text\na,b,c", "cannot be read as CSV"),
         ("a.csv", "id,body\na,x", "no column 'text'"),
+        ("a.csv", "id,text\na,x", "no column 'yeer' among 'id', 'text'; choose .* --field"),
+        ("a.tsv", "id\ttext\na\tx", "no column 'yeer'"),
         ("a.csv", "", "cannot be read as CSV"),
         ("a.parquet", "no", "no Parquet"),
         ("a.xlsx", "no", r"ends in '\.xlsx': wanted \.parquet"),
@@ -121,8 +157,9 @@ def test_files_of_a_folder_are_documents(tmp_path: Path) -> None:
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
+    fields = ("yeer",) if "yeer" in message else None
     with pytest.raises(InvalidInput, match=message) as caught:
-        list(Corpus(tmp_path / name))
+        list(Corpus(tmp_path / name, fields=fields))
     assert str(tmp_path / name) in str(caught.value)
 
 
@@ -199,6 +236,10 @@ def test_the_model_of_an_index_is_asked_again(arrowhead: Any, fake: FakeTranspor
     assert (run.exit_code, "no model 'another'" in run.stderr) == (1, True)
     assert not Path("arrowhead_index").exists()
     assert arrowhead("index", "build", "notes").exit_code == 0
+    description = replace(Store.open(Path("arrowhead_index")).description, model="another")
+    Store.create(Path("of another"), description)
+    run = arrowhead("index", "build", "notes", "--index", "of another")
+    assert "no model 'another'" in run.stderr  # an index knows which one it is of
     fake._fingerprint = "3" * 32
     for command in (["index", "build", "notes"], ["index", "add", "notes"], ["search", "a"]):
         run = arrowhead(*command)
@@ -222,6 +263,13 @@ def test_errors_are_one_line(arrowhead: Any, command: list[str], message: str) -
     assert message in run.stderr
     assert not Path("nothing").exists()
     assert not Path("arrowhead_index").exists()
+
+
+def test_an_index_where_no_folder_can_be(arrowhead: Any) -> None:
+    Path("a.md").write_text("a note")
+    run = arrowhead("index", "build", "a.md", "--index", "a.md/index")
+    assert (run.exit_code, len(run.stderr.splitlines())) == (1, 1)
+    assert "a.md/index" in run.stderr
 
 
 def test_what_steers_a_terminal_is_not_printed(arrowhead: Any) -> None:

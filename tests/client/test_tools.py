@@ -249,6 +249,9 @@ def test_search_asks_the_index_and_shortens_fields() -> None:
     index = Documents(Hit("1", 0.87654321, "s" * 500, fields), Hit("2", 0.5, "t", {}))
     found = Tools(Client(transport=FakeTransport()), index).search("q", where="year > 2000")
     assert index.asked == [("q", 5, "year > 2000")]
+    for where in ("", " "):  # as models fill in what they do not need
+        Tools(Client(transport=FakeTransport()), index).search("q", where=where)
+        assert index.asked.pop() == ("q", 5, None)
     assert found.documents == 2
     shown = {"year": 2020, "open": True, "by": "x" * 79 + "…", "tags": "['a', 'b']"}
     assert found.hits[0].fields == shown
@@ -435,6 +438,11 @@ def test_an_answer_is_cut_honestly() -> None:
     assert [(one.id, one.fields is None) for one in found.hits] == [("wide", True), ("0", False)]
     assert found.note is not None
     assert found.note.startswith("1 shortened and 0 left out")
+    # One without room costs those behind it nothing.
+    found = tools(heavy[0], Hit("x" * 5000, 0.5, "s", {}), heavy[1]).search("q")
+    assert [one.id for one in found.hits] == ["0", "1"]
+    assert found.note is not None
+    assert " 1 left out" in found.note
     small = tools(*heavy, most_chars=20_000).search("q", limit=50)
     assert (len(small.hits), small.note) == (50, None)
     assert asdict(small.hits[0])["fields"] == {"by": "x" * 80}

@@ -232,7 +232,7 @@ def test_without_a_name_allowed_only_loopbacks_are(
     server: Server, capfd: pytest.CaptureFixture[str]
 ) -> None:
     listen = {"Accept": "text/event-stream"}
-    with ExitStack() as stack, _http(server, "--host=0.0.0.0") as url:
+    with ExitStack() as stack, _http(server, "--host=0.0.0.0", "--open") as url:
         rebound = httpx.post(url, json={}, headers={"Host": "tools.example.org"})
         assert rebound.status_code == 421
         assert "loopback's names are answered: see --allow-host" in capfd.readouterr().err
@@ -242,12 +242,28 @@ def test_without_a_name_allowed_only_loopbacks_are(
         assert stream.status_code == 200
 
 
+def test_the_loopback_of_ipv6_is_loopback_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told as a URL that can be used; nothing listens, for not every machine has IPv6."""
+    listening: list[dict[str, Any]] = []
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: listening.append(options))
+    result = CliRunner().invoke(
+        main, ["mcp", "--transport=streamable-http", "--host=::1", "--port=8091"]
+    )
+    assert (result.exit_code, listening[0]["host"]) == (0, "::1")
+    assert "http://[::1]:8091/mcp" in result.stderr
+    assert "--allow-host" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
         (["--allow-host", "https://a.example"], "'https://a.example': wanted a name"),
         (["--url", "ftp://a"], "ftp"),
         (["--max-chars", "10"], "10 is not in the range"),
+        (["--transport", "streamable-http", "--host", "0.0.0.0"], "know no keys"),  # noqa: S104
+        (["--transport", "streamable-http", "--host", "::"], "say --open"),
         (["--index", "nowhere"], "nowhere holds no index: `arrowhead index build` makes one"),
     ],
 )

@@ -20,10 +20,12 @@ def test_it_goes_all_the_ways(minilm_repository: Path, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "search.json").read_text())
     ways = {one["way"]: one for one in found["quality"]}
     # The store finds what the product of the same vectors finds, to a tie or two.
-    assert ways["index, exact"]["same"] == 100
     assert ways["numpy, the same passages"]["same"] > 99
+    exact, numpy = ways["index, exact"], ways["numpy, the same passages"]
+    assert abs(exact["ndcg"] - numpy["ndcg"]) < 0.5
+    assert abs(exact["recall_100"] - numpy["recall_100"]) < 0.5
     assert ways["index of vectors"]["same"] > 90
-    assert ways["index, exact"]["ndcg"] > 70
+    assert exact["ndcg"] > 70
     assert {one["callers"] for one in found["speeds"]} == {1, 8}
     assert found["built"]["again_s"] < found["built"]["seconds"]
     assert found["larger"]["same"] > 95
