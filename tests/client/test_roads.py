@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import pytest
 from arrowhead_client import (
     ArrowheadError,
     AsyncClient,
+    AsyncHttpTransport,
     Client,
     ClientClosed,
     GrpcTransport,
@@ -366,6 +368,31 @@ def test_what_a_proxy_may_say(
     with _speaker(reply) as url, pytest.raises(ServerError) as caught:
         embed_one(url, retries=0)
     assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        *(("width", told) for told in ([], {}, None, 7, {"outputs": 1}, {"outputs": [{}]})),
+        ("width", {"outputs": [{"name": "embeddings", "shape": "x"}]}),
+        *(("config", told) for told in ([[]], None, 7, {"parameters": {"a": {}}})),
+        ("config", {"ensemble_scheduling": {"step": [{}]}}),
+    ],
+)
+def test_a_model_that_is_told_oddly(name: str, told: object) -> None:
+    async def ask(url: str) -> None:
+        transport = AsyncHttpTransport(url)
+        try:
+            await getattr(transport, name)("minilm", 5.0)
+        finally:
+            await transport.close()
+
+    body = json.dumps(told).encode()
+    reply = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with _speaker(reply) as url, pytest.raises(UnexpectedResponse):
+        getattr(HttpTransport(url), name)("minilm", 5.0)
+    with _speaker(reply) as url, pytest.raises(UnexpectedResponse):
+        asyncio.run(ask(url))
 
 
 @pytest.mark.parametrize("embed_one", [_embed_one, _embed_one_async])

@@ -314,6 +314,7 @@ def test_no_secret_is_in_log_metrics_or_arguments(
 ) -> None:
     token = issuer.sign("RS256", sub="a subject")
     ask.post(TEI, json=BODY, headers=bearer(token))
+    ask.post(TEI, json=BODY, headers=bearer(issuer.sign("RS256", scope="read")))
     ask.post(TEI, json=BODY, headers=bearer(alice + "x"))
     metrics = ask.get("/metrics").text
     seen = metrics + (folder / "log").read_text()
@@ -448,6 +449,8 @@ def test_what_it_cannot_run_with_is_told_in_a_line(
             "wanted redis://:password@host:port",
         ),
         (["--rate-store", "redis://:secret@localhost"], "ARROWHEAD_RATE_STORE"),
+        (["--rate-store", "redis://localhost?password=secret"], "ARROWHEAD_RATE_STORE"),
+        (["--rate-store", "redis://[::1"], "no URL"),
         (["--rate", "1/second", "--rate-store", "redis://h:secret"], "wanted redis://"),
         (["--max-texts", "20000"], "wanted more than that as --max-memory-mb, which is 512"),
         (["--proxy", "*"], "such as 10.0.0.7"),
@@ -467,6 +470,15 @@ def test_what_it_cannot_run_with_is_told_in_a_line(
 
 def token_options(jwks: str) -> list[str]:
     return ["--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE, "--jwks", jwks]
+
+
+def test_a_key_is_added_where_a_link_points_to(tmp_path: Path) -> None:
+    link, file = tmp_path / "link", tmp_path / "keys"
+    made_key("alice", file)
+    link.symlink_to(file)
+    made_key("bob", link)
+    assert link.is_symlink()
+    assert [line.split()[0] for line in file.read_text().splitlines()] == ["alice", "bob"]
 
 
 def test_a_made_key_is_shown_with_its_line() -> None:

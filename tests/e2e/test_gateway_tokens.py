@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import jwt
 import pytest
 
 from arrowhead_client import Unavailable
 from arrowhead_server.gateway import reread, tokens
-from arrowhead_server.gateway.failures import Unauthorized
-from arrowhead_server.gateway.settings import TokenSettings
+from arrowhead_server.gateway.failures import Forbidden, Unauthorized
+from arrowhead_server.gateway.settings import BadSetting, TokenSettings
 from arrowhead_server.gateway.tokens import COOLDOWN_S, LIFETIME_S, Tokens
 
 from .issuer import AUDIENCE, ISSUER, Issuer, running_issuer
@@ -119,9 +120,30 @@ async def test_keys_in_a_file_are_followed(clock: Clock, issuer: Issuer, tmp_pat
         await checks.subject(issuer.sign("first", headers={}))
 
 
-async def test_keys_that_both_sides_know_are_not_taken(issuer: Issuer, tmp_path: Path) -> None:
-    import jwt
+async def test_keys_in_a_file_that_others_may_change_are_not_taken(
+    issuer: Issuer, tmp_path: Path
+) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_text(json.dumps(issuer.jwks()))
+    for mode in (0o664, 0o646):
+        file.chmod(mode)
+        with pytest.raises(BadSetting, match="can be changed by others"):
+            checking(str(file))
+    file.chmod(0o644)
+    assert await checking(str(file)).subject(issuer.sign("first"))
 
+
+@pytest.mark.parametrize("told", [None, 7, True, {"embed": 1}, [None]])
+@pytest.mark.parametrize("name", ["scope", "scp"])
+async def test_scopes_that_are_none_forbid(issuer: Issuer, name: str, told: object) -> None:
+    checks = Tokens(TokenSettings(ISSUER, AUDIENCE, issuer.url, ("embed",)))
+    claims = {**Issuer.claims(scope=None), name: told}
+    token = jwt.encode(claims, issuer.keys["first"][1], "RS256", headers={"kid": "first"})
+    with pytest.raises(Forbidden, match="has not the scope embed"):
+        await checks.subject(token)
+
+
+async def test_keys_that_both_sides_know_are_not_taken(issuer: Issuer, tmp_path: Path) -> None:
     file = tmp_path / "jwks.json"
     secret = {"kty": "oct", "kid": "shared", "alg": "HS256", "k": "c2VjcmV0" * 8}
     file.write_text(json.dumps({"keys": [secret]}))

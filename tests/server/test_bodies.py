@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge
 
+from arrowhead_client import InvalidInput
 from arrowhead_server.gateway import bodies
-from arrowhead_server.gateway.bodies import MOST_DEPTH, Bodies, need
+from arrowhead_server.gateway.bodies import MOST_DEPTH, TOKENIZED, Bodies, need
 from arrowhead_server.gateway.failures import OutOfMemory, TooDeep, TooLarge, TooSlow
 
 MUCH = 10**12
@@ -81,6 +82,19 @@ def test_what_is_no_json_is_not_read_for_long(wrong: bytes) -> None:
 def test_hostile_bytes_take_no_longer_than_others(unit: bytes) -> None:
     with suppress(TooDeep):
         need(unit * (4_000_000 // len(unit)), 512 * 10**6)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+def test_what_the_parser_would_not_take_for_utf8_is_refused(encoding: str) -> None:
+    text = '{"inputs": "a"}'
+    with pytest.raises(InvalidInput, match="wanted JSON in UTF-8"):
+        need(text.encode(encoding), MUCH)
+    assert need(text.encode("utf-8-sig"), MUCH) > need(text.encode(), MUCH)
+
+
+def test_texts_that_are_told_token_by_token_need_more() -> None:
+    body = json.dumps({"inputs": ["a"] * 100}).encode()
+    assert need(body, MUCH, TOKENIZED) > 3 * need(body, MUCH)
 
 
 def test_more_texts_and_more_ids_need_more() -> None:

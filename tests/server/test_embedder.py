@@ -21,6 +21,7 @@ from arrowhead_client import (
     Unavailable,
 )
 from arrowhead_engine.tokenizer import Tokenizer
+from arrowhead_server.gateway import embedder as module
 from arrowhead_server.gateway.embedder import BULK, INTERACTIVE, Counts, Embedder
 
 LONG = "word " * 300
@@ -150,6 +151,33 @@ async def test_a_failure_reaches_all_who_wait_and_is_not_remembered(
     assert (await embedder(["a"]))[0].tokens == 3
 
 
+class Failing:
+    """A tokenizer that fails once."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.fails = True
+
+    def encode(self, texts: list[str]) -> Any:
+        if self.fails:
+            self.fails = False
+            raise RuntimeError("panic")
+        return self._tokenizer.encode(texts)
+
+
+@pytest.mark.parametrize("text", ["a", "word " * 10_000])  # in the event loop, and beside it
+async def test_nobody_waits_for_a_text_that_could_not_be_tokenized(
+    transport: Slow, tokenizer: Tokenizer, text: str
+) -> None:
+    transport.open.set()
+    embedder = await embedder_of(transport, tokenizer)
+    embedder.tokenizer = Failing(tokenizer)  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="panic"):
+        await embedder([text])
+    (met,) = await asyncio.wait_for(embedder([text]), 30)
+    assert met.vector.any()
+
+
 async def test_wrong_ids_are_told_before_anything_is_sent(
     transport: Slow, tokenizer: Tokenizer
 ) -> None:
@@ -184,8 +212,9 @@ async def test_those_used_last_are_remembered_and_cannot_be_written_to(
 
 
 async def test_while_short_requests_come_a_long_list_has_one_part_at_triton(
-    transport: Slow, tokenizer: Tokenizer
+    transport: Slow, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "QUIET_S", 1000.0)
     embedder = await embedder_of(transport, tokenizer, entries=1000)
     one = asyncio.create_task(embedder(["a"]))
     await settle(lambda: len(transport.asked()) == 1)
