@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 # Nothing here may reach a model hub: what a test needs is installed or made by the test.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it asks for prices when it is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 

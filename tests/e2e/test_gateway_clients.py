@@ -240,15 +240,14 @@ def test_llama_index_looks_at_no_status(url: str) -> None:
         embedding.get_text_embedding(LONG)
 
 
-# LiteLLM. It is imported late: it takes seconds, and looks at the environment when it is.
+# LiteLLM. It is imported late: it takes seconds.
 
 
 @pytest_asyncio.fixture
 async def litellm() -> AsyncIterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks the network for prices
-        import litellm
-        from litellm.llms.custom_httpx.http_handler import HTTPHandler
+    import litellm
+    from litellm.llms.custom_httpx.http_handler import HTTPHandler
+
     yield litellm
     # Its connections are kept for later calls, in other event loops perhaps.
     cache = litellm.in_memory_llm_clients_cache
