@@ -7,7 +7,7 @@ MODEL := $(or $(lastword $(MADE)),model_repository/minilm_encoder/1/weights.parq
 BIN   := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert quickstart serve test check perf peers profile gateway handover search gpu conversions constraints clean
+.PHONY: help setup convert quickstart serve stack test check perf peers profile gateway handover search gpu conversions constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,11 +27,14 @@ quickstart: $(MODEL)  ## Convert, start Triton, embed a few sentences, stop
 serve: $(MODEL)  ## Keep the server running in the foreground until Ctrl-C
 	@exec $(BIN)/arrowhead serve --repository model_repository
 
+stack: $(MODEL)  ## Three servers, gateways, HAProxy and Prometheus, until Ctrl-C (ARGS="--replicas 2")
+	@exec $(BIN)/python -m deploy.stack $(ARGS)
+
 check: $(READY)  ## Lint, layers and types; changes no file
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/mypy client engine conversion server scripts perf hatch_build.py
+	@$(BIN)/mypy client engine conversion server scripts perf deploy hatch_build.py
 	@for f in model_repository/*/1/model.py; do $(BIN)/mypy $$f || exit 1; done
 
 test: check  ## Everything: checks, unit tests and the end-to-end tests against a real Triton
