@@ -2,7 +2,7 @@
 """Three Tritons, two gateways, HAProxy and Prometheus on addresses of 127.0.0.0/8.
 
     PREFIX.1       HAProxy 8080 (gateways), 8000 and 8001 (Tritons), 8404; Prometheus 9090; DNS 8053
-    PREFIX.11-19   a Triton each: HTTP 8000, gRPC 8001, metrics 8002
+    PREFIX.11-19   a Triton each: HTTP 8000, gRPC 8001, metrics 8002, health 8003
     PREFIX.21-29   a gateway each: 8080
 
 HAProxy and Prometheus read the files that docker-compose.yml gives them. `supervisor` runs the
@@ -190,7 +190,7 @@ class Stack:
         if name == "prometheus":
             return _status(f"{self.prometheus_url}/-/ready") == 200
         if name in self.tritons:
-            return _status(f"http://{host}:8000/v2/health/ready") == 200
+            return _status(f"http://{host}:8003/ready") == 200
         return _status(f"http://{host}:8080/ready") == 200
 
     def servers_up(self) -> dict[str, int]:
@@ -203,9 +203,7 @@ class Stack:
         return found
 
     def _check_ports(self) -> None:
-        wanted = [
-            (self.address(name), port) for name in self.tritons for port in (8000, 8001, 8002)
-        ]
+        wanted = [(self.address(name), port) for name in self.tritons for port in range(8000, 8004)]
         wanted += [(f"{self.prefix}.1", port) for port in _PORTS]
         wanted += [(f"{self.prefix}.{20 + n}", 8080) for n in range(1, self.gateways + 1)]
         for address in wanted:
@@ -234,6 +232,7 @@ class Stack:
             (folder / "prometheus" / file).symlink_to(DEPLOY / "prometheus" / file)
         for job, addresses, port in (
             ("triton", tritons, 8002),
+            ("server", tritons, 8003),
             ("gateway", gateways, 8080),
             ("haproxy", [f"{self.prefix}.1"], 8404),
         ):
@@ -276,6 +275,10 @@ class Stack:
         return False
 
     def _end(self) -> None:
+        # Their second signal, supervisord's, then ends the drain: nobody asks any more.
+        with contextlib.suppress(OSError, Fault):
+            for group in ("triton", "gateway"):
+                self._supervisor.signalProcessGroup(group, "TERM")
         self._transport.close()
         assert self._shell.stdin is not None  # noqa: S101 (tells the type checker)
         self._shell.stdin.close()

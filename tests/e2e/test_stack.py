@@ -46,7 +46,9 @@ def test_prometheus_reaches_everything(stack: Stack) -> None:
         jobs = [series["metric"]["job"] for series in answer.json()["data"]["result"]]
         return {job: jobs.count(job) for job in sorted(set(jobs))}
 
-    wait_until(lambda: up() == {"gateway": 2, "haproxy": 1, "triton": 3}, "all targets", 20)
+    wait_until(
+        lambda: up() == {"gateway": 2, "haproxy": 1, "server": 3, "triton": 3}, "all targets", 20
+    )
 
 
 def _requests(stack: Stack, name: str) -> float:
