@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is broken, and how: each function here does it to a stack under load.
+
+Each returns once the stack is whole again, and leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from deploy.stack import Stack
+from perf.faults_load import Load
+from perf.server import MODEL
+
+ARROWHEAD = str(Path(sys.executable).with_name("arrowhead"))
+_WHOLE_S = 90.0  # until then everything must be up again
+_STUB = "triton_python_backend_stub"
+
+
+@dataclass
+class Scene:
+    """Where a fault happens.
+
+    Attributes:
+        stack, load: under which it happens.
+        repository: that the stack serves.
+        frozen_s: how long what is frozen stays so.
+        notes: what else there is to tell of it, a sentence each.
+    """
+
+    stack: Stack
+    load: Load
+    repository: Path
+    frozen_s: float
+    notes: list[str] = field(default_factory=list)
+
+    def whole(self, *names: str) -> None:
+        """Waits until these parts are ready again, and HAProxy sends requests to all."""
+
+        def is_whole() -> bool:
+            return all(map(self.stack.is_ready, (*names, "haproxy")))
+
+        self.load.wait_until(is_whole, _WHOLE_S, f"{', '.join(names)} and HAProxy to be ready")
+
+    def left(self, name: str) -> None:
+        """Waits until HAProxy knows that a Triton is gone."""
+
+        def is_out() -> bool:
+            return self.stack.servers_up().get("triton_grpc") == self.stack.replicas - 1
+
+        self.load.wait_until(is_out, 30.0, f"HAProxy to take {name} out")
+
+
+def kill_triton(scene: Scene) -> None:
+    """The process of one Triton dies; its supervisor starts it anew."""
+    os.kill(triton(scene.stack, "triton1").pid, signal.SIGKILL)
+    scene.left("triton1")
+    scene.whole("triton1")
+
+
+def kill_server(scene: Scene) -> None:
+    """A whole `arrowhead serve` dies; Docker, here supervisord, starts it anew."""
+    scene.stack.kill("triton1")
+    scene.left("triton1")
+    scene.whole("triton1")
+
+
+def kill_encoder(scene: Scene) -> None:
+    """The process of the encoder of one Triton dies."""
+    os.kill(stub(scene.stack, "triton2", f"{MODEL}_encoder").pid, signal.SIGKILL)
+    scene.left("triton2")
+    scene.whole("triton2")
+
+
+def kill_tokenizer(scene: Scene) -> None:
+    """The process of the tokenizer of one Triton dies."""
+    os.kill(stub(scene.stack, "triton3", f"{MODEL}_tokenizer").pid, signal.SIGKILL)
+    scene.left("triton3")
+    scene.whole("triton3")
+
+
+def freeze_triton(scene: Scene) -> None:
+    """One Triton stands still (SIGSTOP), and goes on where it stood."""
+    frozen(scene, [triton(scene.stack, "triton1")])
+    scene.whole("triton1")
+
+
+def freeze_server(scene: Scene) -> None:
+    """One `arrowhead serve` stands still with all below it, and goes on where it stood."""
+    server = psutil.Process(scene.stack.pid("triton2"))
+    frozen(scene, [server, *server.children(recursive=True)])
+    scene.whole("triton2")
+
+
+def frozen(scene: Scene, processes: list[psutil.Process]) -> None:
+    """Has processes stand still for a while."""
+    for process in processes:
+        process.suspend()
+    try:
+        scene.load.wait(scene.frozen_s)
+    finally:
+        for process in processes:
+            if process.is_running():
+                process.resume()
+
+
+def rolling_restart(scene: Scene) -> None:
+    """All Tritons are restarted, one after the other, each with its drain."""
+    for name in scene.stack.tritons:
+        scene.stack.restart(name)
+        scene.whole(name)
+
+
+def rolling_gateways(scene: Scene) -> None:
+    """All gateways are restarted, one after the other, each with its drain."""
+    for name in gateways(scene.stack):
+        scene.stack.restart(name)
+        scene.whole(name)
+
+
+def kill_gateway(scene: Scene) -> None:
+    """One gateway dies."""
+    scene.stack.kill("gateway1")
+    scene.whole("gateway1")
+
+
+def reload_haproxy(scene: Scene) -> None:
+    """HAProxy reads its configuration anew, three times."""
+    for _ in range(3):
+        scene.stack.reload_haproxy()
+        scene.load.wait(1.0)
+        scene.whole()
+
+
+def hot_swap(scene: Scene) -> None:
+    """Version 2 of the model goes live on all replicas, and then version 1 again."""
+    for command in (["promote", MODEL, "2"], ["rollback", MODEL]):
+        version = 2 if "2" in command else 1
+        arrowhead(*command, "--repository", str(scene.repository))
+        scene.load.wait_until(
+            lambda version=version: is_all(scene, version),  # type: ignore[misc]
+            60.0,
+            f"answers of version {version} only",
+        )
+
+
+def is_all(scene: Scene, version: int) -> bool:
+    """Whether by every way the last answers all were of this version."""
+    last: dict[str, list[int]] = {}
+    for one in reversed(scene.load.done[-600:]):
+        last.setdefault(one.road, []).append(one.version)
+    return len(last) == 3 and all(
+        len(met) >= 60 and set(met[:60]) == {version} for met in last.values()
+    )
+
+
+def triton(stack: Stack, name: str) -> psutil.Process:
+    """The tritonserver of a part."""
+    return _below(stack, name, lambda process: process.name() == "tritonserver")
+
+
+def stub(stack: Stack, name: str, model: str) -> psutil.Process:
+    """The process of a model of a part."""
+    return _below(
+        stack,
+        name,
+        lambda process: (
+            Path(process.exe()).name == _STUB and f"/{model}/" in " ".join(process.cmdline())
+        ),
+    )
+
+
+def gateways(stack: Stack) -> list[str]:
+    """Their names."""
+    return [name for name in stack.names if name.startswith("gateway")]
+
+
+def _below(
+    stack: Stack, name: str, condition: Callable[[psutil.Process], bool]
+) -> psutil.Process:
+    for process in psutil.Process(stack.pid(name)).children(recursive=True):
+        if condition(process):
+            return process
+    raise LookupError(f"{name} has no such process")
+
+
+def arrowhead(*arguments: str) -> str:
+    """Runs the command; what it printed."""
+    run = subprocess.run([ARROWHEAD, *arguments], capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RuntimeError(f"arrowhead {' '.join(arguments)}: {run.stderr.strip()}")
+    return run.stdout
