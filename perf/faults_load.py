@@ -147,10 +147,12 @@ class Load:
         callers: by each of the three ways.
 
     Attributes:
+        known: as given.
         done: all requests so far.
     """
 
     def __init__(self, stack: Stack, known: Known, callers: int = 4) -> None:
+        self.known = known
         self.done: list[Sent] = []
         self._roads: dict[str, Callable[[], GatewayRoad | TritonRoad]] = {
             "gateway": lambda: GatewayRoad(stack.gateway_url),

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from deploy.stack import Stack
+from perf.faults_clients import dawdle, leave
 from perf.faults_load import Load
 from perf.server import MODEL
 
@@ -33,14 +34,18 @@ class Scene:
         stack, load: under which it happens.
         repository: that the stack serves.
         frozen_s: how long what is frozen stays so.
+        callers: bad ones, of each kind.
         notes: what else there is to tell of it, a sentence each.
+        facts: what must be so besides, and whether it was.
     """
 
     stack: Stack
     load: Load
     repository: Path
     frozen_s: float
+    callers: int
     notes: list[str] = field(default_factory=list)
+    facts: dict[str, bool] = field(default_factory=dict)
 
     def whole(self, *names: str) -> None:
         """Waits until these parts are ready again, and HAProxy sends requests to all."""
@@ -150,6 +155,26 @@ def hot_swap(scene: Scene) -> None:
             60.0,
             f"answers of version {version} only",
         )
+
+
+def leaving_callers(scene: Scene) -> None:
+    """Callers go away in the middle of a request."""
+    left = leave(scene.stack, scene.load.known, scene.callers)
+    told = ", ".join(f"{count} {when}" for when, count in left.items())
+    scene.notes.append(f"{sum(left.values())} went away: {told}")
+    scene.facts["they went away"] = sum(left.values()) >= 6 * scene.callers
+    scene.whole()
+
+
+def slow_callers(scene: Scene) -> None:
+    """Callers send heads and bodies byte by byte, or read no answer."""
+    seconds = scene.frozen_s
+    for kind, (ended, last_s) in dawdle(
+        scene.stack, scene.load.known, scene.callers, seconds
+    ).items():
+        last = f", the last after {last_s:.1f} s" if ended else ""
+        scene.notes.append(f"{kind}: {ended} of {scene.callers} were hung up on{last}")
+    scene.whole()
 
 
 def is_all(scene: Scene, version: int) -> bool:
