@@ -48,7 +48,7 @@ def full_shared_memory(scene: Scene) -> None:
         _fill(filler)
         answers: list[str] = []
         # What takes more of it than there was so far.
-        for texts in (["a word " * 200] * 100, ["b word " * 200] * 100):
+        for texts in ([f"{word} " * 20_000] * 100 for word in ("one", "two")):
             try:
                 with Client(_grpc(scene), retries=0, batch_size=100, timeout_s=20) as client:
                     client.embed(texts, progress=False)
