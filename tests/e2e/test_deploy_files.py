@@ -121,16 +121,6 @@ def test_the_images_run_as_nobody_in_particular(target: str) -> None:
     assert 'ENTRYPOINT ["arrowhead"' in stage
 
 
-def test_what_an_image_is_built_of_is_what_git_tracks() -> None:
-    """.dockerignore lets in the sources of a wheel: a wheel can be built of them."""
-    lines = (ROOT / ".dockerignore").read_text().splitlines()
-    let_in = [line[1:] for line in lines if line.startswith("!") and "/" not in line[1:]]
-    assert lines[1] == "*"
-    assert [name for name in let_in if not (ROOT / name).exists()] == []
-    packages = re.findall(r'"(\w+)/arrowhead_\w+",', (ROOT / "pyproject.toml").read_text())
-    assert {*packages, "pyproject.toml", "hatch_build.py", "model_repository"} <= set(let_in)
-
-
 @pytest.mark.parametrize(
     "environment",
     [

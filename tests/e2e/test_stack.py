@@ -84,10 +84,13 @@ def test_requests_of_one_connection_go_to_all_replicas(stack: Stack, road: str) 
     [
         ("POST", INFER, {}, DEEP, 413),
         ("POST", INFER, {"Inference-Header-Content-Length": str(len(DEEP))}, DEEP, 400),
+        ("POST", INFER, {"Inference-Header-Content-Length": "0"}, DEEP, 400),
         ("POST", INFER, {"Inference-Header-Content-Length": "+1"}, b"{}", 400),
         ("POST", INFER, {"Content-Encoding": "gzip"}, gzip.compress(DEEP), 415),
         ("POST", INFER, {"Inference-Header-Content-Length": "2"}, b"{}" + bytes(1 << 24), 413),
         ("GET", "/v2", {}, b"a body", 413),
+        ("GET", "/v2", {"X-Long": "x" * 17_000}, b"", 431),
+        ("GET", f"/v2?{'x' * 5_000}", {}, b"", 431),
         ("POST", "/v2/repository/index", {}, b"", 403),
         ("POST", "/v2/repository/models/minilm/unload", {}, b"", 403),
         ("GET", "/v2/systemsharedmemory/status", {}, b"", 403),
@@ -163,7 +166,8 @@ def test_haproxy_refuses_over_grpc(stack: Stack) -> None:
 
 
 def test_the_gateways_metrics_stay_inside(stack: Stack) -> None:
-    assert httpx.get(f"{stack.gateway_url}/metrics").status_code == 403
+    for path in ("/metrics", "/%6detrics", "/metrics?a=b"):
+        assert httpx.get(f"{stack.gateway_url}{path}").status_code == 403
     assert httpx.get(f"http://{stack.address('gateway1')}:8080/metrics").status_code == 200
 
 
