@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,15 +21,36 @@ from arrowhead_server.address import free_address
 from arrowhead_server.triton import find_triton
 
 from .conftest import wait_until
+from .stacks import need
 
 ROOT = Path(__file__).parents[2]
 
 
-def install(folder: Path, part: str) -> Path:
+# Docker's own reading of .dockerignore, in Debian's Python.
+LET_IN = """
+from docker.utils.build import exclude_paths
+lines = open(".dockerignore").read().splitlines()
+print(*exclude_paths(".", [line for line in lines if line and line[0] != "#"]), sep="\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `docker build` would see of this folder."""
+    need("docker-compose")  # brings the package docker
+    folder = tmp_path_factory.mktemp("context")
+    listed = subprocess.check_output(["/usr/bin/python3", "-c", LET_IN], cwd=ROOT, text=True)
+    for name in filter(lambda name: (ROOT / name).is_file(), listed.splitlines()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def install(context: Path, folder: Path, part: str) -> Path:
     """The environment's bin folder."""
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(
-        [ROOT / "deploy" / "install", folder, part],
+        [context / "deploy" / "install", folder, part],
         env=environment,
         capture_output=True,
         text=True,
@@ -47,11 +69,12 @@ def installed(binaries: Path) -> set[str]:
 @pytest.mark.timeout(600)
 def test_the_image_s_steps_serve_with_a_triton_from_path(
     tmp_path: Path,
+    context: Path,
     minilm_repository: Path,
     texts: list[str],
     wanted: npt.NDArray[np.float32],
 ) -> None:
-    binaries = install(tmp_path / "arrowhead", "triton")
+    binaries = install(context, tmp_path / "arrowhead", "triton")
     assert "nvidia-pytriton" not in installed(binaries)
     assert "sentence-transformers" not in installed(binaries)
 
@@ -92,8 +115,8 @@ def test_the_image_s_steps_serve_with_a_triton_from_path(
 
 
 @pytest.mark.timeout(600)
-def test_the_gateway_s_steps(tmp_path: Path) -> None:
-    binaries = install(tmp_path / "arrowhead", "gateway")
+def test_the_gateway_s_steps(tmp_path: Path, context: Path) -> None:
+    binaries = install(context, tmp_path / "arrowhead", "gateway")
     assert "torch" not in installed(binaries)
     subprocess.run([binaries / "arrowhead", "gateway", "--help"], check=True, capture_output=True)
 
