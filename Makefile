@@ -7,7 +7,7 @@ MODEL := $(or $(lastword $(MADE)),model_repository/minilm_encoder/1/weights.parq
 BIN   := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert quickstart serve stack test check perf peers profile gateway handover search gpu conversions constraints clean
+.PHONY: help setup convert quickstart serve stack test check perf peers profile gateway handover search faults gpu conversions constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ gateway: $(MODEL)  ## What the gateway costs and saves: perf/results/gateway.md 
 
 handover: $(MODEL)  ## Texts in and vectors out, Arrow, shared memory: perf/results/handover.md (ARGS="--quick")
 	@$(BIN)/python -m perf.handover $(ARGS)
+
+faults: $(MODEL)  ## Break the stack in every way, under load: perf/results/faults.md (ARGS="--quick | --only NAME")
+	@$(BIN)/python -m perf.faults $(ARGS)
 
 gpu: $(MODEL)  ## Measure encoder and server on a GPU: perf/results/gpu.md (ARGS="--quick")
 	@$(BIN)/python -m perf.gpu $(ARGS)

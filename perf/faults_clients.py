@@ -105,7 +105,8 @@ async def _dawdle(
     kinds["HTTP/2 to HAProxy"] = _sender(stack.grpc_url, b"", _H2_BEGIN * 10)
     found = {}
     for kind, (ended, _) in zip(
-        kinds, await asyncio.gather(*(_some(make, count, seconds) for make in kinds.values())),
+        kinds,
+        await asyncio.gather(*(_some(make, count, seconds) for make in kinds.values())),
         strict=True,
     ):
         found[kind] = len(ended), max(ended, default=0.0)

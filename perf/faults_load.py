@@ -52,9 +52,10 @@ class Known:
     def version(self, places: Sequence[int], met: Vectors) -> int:
         """Whose vectors these are, all of them; 0 if they are of no version, or of several."""
         for version, right in self.vectors.items():
-            if met.shape == (len(places), right.shape[1]):
-                if float((met * right[places]).sum(1).min()) > NEAR:
-                    return version
+            if met.shape != (len(places), right.shape[1]):
+                continue
+            if float((met * right[places]).sum(1).min()) > NEAR:
+                return version
         return 0
 
 

@@ -110,7 +110,7 @@ class _Flood:
 
     def __init__(self, url: str, known: Known, texts: Iterator[tuple[int, str]]) -> None:
         place = urlsplit(url)
-        self._host, self._port = place.hostname, place.port
+        self._host, self._port = str(place.hostname), place.port or 80
         self._known, self._texts = known, texts
         self._head = (
             f"POST /embed HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
@@ -187,9 +187,9 @@ class _Flood:
                 else:
                     self.unsent += 1
             sent += due
-            if len(self._idle) < 20 and self._connections < _MOST_CONNECTIONS:
-                if opening is None or opening.done():
-                    opening = asyncio.ensure_future(self.connect(50))
+            wanting = len(self._idle) < 20 and self._connections < _MOST_CONNECTIONS
+            if wanting and (opening is None or opening.done()):
+                opening = asyncio.ensure_future(self.connect(50))
             if elapsed > second:
                 second += 1
                 each_second()
