@@ -132,8 +132,8 @@ def _lines(results: FaultResults) -> Iterator[str]:
     yield (
         "Four callers to the gateways, four to Triton over HTTP and four over gRPC ask without "
         "pause, through HAProxy, and try nothing again. Half of the texts are new to all caches. "
-        "Each vector is compared with the right one: *wrong* counts all with a cosine below "
-        "0.9999, and answers that mix two versions of the model."
+        "Each vector is compared with the right one: *wrong* counts all that are further from it than "
+        "a cosine of 0.9999, and answers that mix two versions of the model."
     )
     yield ""
     yield (
