@@ -187,10 +187,14 @@ def fault(bench: Bench, name: str, effort: Effort) -> FaultResult:
             effort.bad_callers,
         )
         began = time.monotonic()
-        FAULTS[name](scene)
+        try:
+            FAULTS[name](scene)
+        except TimeoutError as error:
+            scene.facts["whole again in time"] = False
+            scene.notes.append(str(error))
         whole = time.monotonic()
         load.wait(effort.around_s)
-    first = scene.steps[0]
+    first = scene.steps[0] if scene.steps else began
     before = [one for one in load.done if one.at + one.took < first]
     since = [one for one in load.done if one.at + one.took >= first]
     calm = Phase.of(before, first - min(one.at for one in before))
@@ -207,7 +211,7 @@ def fault(bench: Bench, name: str, effort: Effort) -> FaultResult:
         since=Phase.of(since, max(one.at + one.took for one in since) - first),
         slow=sum(one.took > limit_s for one in since),
         limit_ms=limit_s * 1e3,
-        recovery_s=max((_since_step(scene.steps, at) for at in bad), default=0.0),
+        recovery_s=max((_since_step([first, *scene.steps], at) for at in bad), default=0.0),
         whole_s=whole - began,
         facts=scene.facts,
         notes=scene.notes,

@@ -18,6 +18,7 @@ from perf import faults_full
 from perf.faults import FAULTS, QUICK, Bench, fault, two_versions
 from perf.faults_load import Known
 from perf.faults_overload import overload
+from perf.faults_page import PLANNED
 
 from . import stacks
 
@@ -55,7 +56,7 @@ def test_nothing_fails_and_no_vector_is_wrong(
     assert result.failures == {}
     assert result.wrong == 0
     assert result.facts == dict.fromkeys(result.facts, True), result.notes
-    assert result.recovery_s < NOISY_RECOVERY_S
+    assert result.recovery_s < NOISY_RECOVERY_S or name in PLANNED
     assert result.requests > LEAST
 
 
