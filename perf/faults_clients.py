@@ -20,6 +20,7 @@ from deploy.stack import Stack
 from perf.faults_load import GatewayRoad, Known, TritonRoad
 from perf.server import MODEL
 
+_PAUSE_S = 0.03
 _DRIP_S = 0.5  # between two bytes
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: the connection ends at once, unread
 _H2_BEGIN = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"  # and empty settings
@@ -58,22 +59,23 @@ async def _leave(stack: Stack, known: Known, count: int) -> Counter[str]:
     )
     for road in roads:
         for number in range(count):
-            texts = [f"{text} {number}" for text in known.texts[:32]]  # new ones, each time
+            texts = [f"{text} {number}" for text in known.texts[:4]]  # new ones, each time
             try:
                 await asyncio.wait_for(road.embed(texts), random.uniform(0.001, 0.03))  # noqa: S311
             except asyncio.TimeoutError:
                 left["cancelled"] += 1
+            # Triton computes for those who are gone, too: more would be an overload.
+            await asyncio.sleep(_PAUSE_S)
         await road.close()
     return left
 
 
 async def _hang_up(url: str, part: bytes) -> None:
-    reader, writer = await _connect(url)
+    _, writer = await _connect(url)
     writer.write(part)
-    await asyncio.sleep(random.uniform(0, 0.01))  # noqa: S311
+    await asyncio.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    writer.transport.abort()
-    del reader
+    await _closed(writer)
 
 
 def dawdle(stack: Stack, known: Known, count: int, seconds: float) -> dict[str, tuple[int, float]]:
@@ -147,7 +149,7 @@ def _sender(url: str, at_once: bytes, slowly: bytes) -> Callable[[], Coroutine[A
                     return
             await over
         finally:
-            writer.transport.abort()
+            await _closed(writer)
 
     return send
 
@@ -171,6 +173,12 @@ def _unreading(url: str, path: str, texts: list[str]) -> Callable[[], Coroutine[
                     return
 
     return ask
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _read_to_end(reader: asyncio.StreamReader) -> None:

@@ -51,6 +51,7 @@ def full_shared_memory(scene: Scene) -> None:
         scene.load.wait(scene.frozen_s)
         scene.notes.append(f"a request that needs more of it meanwhile: {said}")
         scene.facts["the error names the cause"] = "No space left" in said
+        scene.step()
         filler.unlink()
         scene.facts["answered once there is room"] = _large(scene) == "answered"
         scene.whole(NAME)
