@@ -157,7 +157,8 @@ def _probe(app: FastAPI, metrics: Metrics) -> None:
     async def ready() -> Response:
         """200 if Triton says that the model is ready, else 503. Asked once a second.
 
-        503 as well until the gateway has the model's tokenizer, and from the moment that the gateway is asked to stop (`--drain`).
+        503 as well until the gateway has the model's tokenizer, and from the moment that it is
+        asked to stop (`--drain`).
         """
         if app.state.draining:
             return json({"error": "the gateway was asked to stop and answers on for a moment"}, 503)

@@ -103,7 +103,8 @@ class Asking:
     async def ready(self) -> bool:
         """Whether Triton says that it is, and the model's tokenizer is here."""
         try:
-            return await self.client.ready() and await self._served() is not None
+            await self._served()
+            return await self.client.ready()
         except ArrowheadError:
             return False
 
