@@ -18,7 +18,7 @@ from perf import faults_full
 from perf.faults import FAULTS, QUICK, Bench, fault, two_versions
 from perf.faults_load import Known
 from perf.faults_overload import overload
-from perf.faults_page import PLANNED
+from perf.faults_page import WORK
 
 from . import stacks
 
@@ -40,7 +40,7 @@ def bench(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         yield Bench(stack, repository, known, versions)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [name for name in FAULTS if name not in LEFT_OUT])
 def test_nothing_fails_and_no_vector_is_wrong(
     bench: Bench, name: str, measured: Callable[..., None]
@@ -56,11 +56,11 @@ def test_nothing_fails_and_no_vector_is_wrong(
     assert result.failures == {}
     assert result.wrong == 0
     assert result.facts == dict.fromkeys(result.facts, True), result.notes
-    assert result.recovery_s < NOISY_RECOVERY_S or name in PLANNED
+    assert result.recovery_s < NOISY_RECOVERY_S or name in WORK
     assert result.requests > LEAST
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_ten_times_too_many_requests(bench: Bench, measured: Callable[..., None]) -> None:
     found = overload(bench.stack, bench.known, EFFORT.overload_s)
     share = found.good_s / found.peak_s
