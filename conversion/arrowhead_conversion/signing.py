@@ -24,7 +24,7 @@ from google.protobuf import text_format
 from google.protobuf.json_format import MessageToDict
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
-from securesystemslib.signer import CryptoSigner, SSlibKey
+from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-defined]
 
 from arrowhead_conversion import pins
 from arrowhead_conversion.errors import BadKey, BadSignature, RegistryError
@@ -110,6 +110,8 @@ def new_key(path: Path) -> Path:
     key = Ed25519PrivateKey.generate()
     public_raw = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     public = path.with_name(f"{path.name}.pub")
+    if public.exists():
+        raise BadKey(f"{public} is there already; name another file")
     try:
         _write_new(path, CryptoSigner(key).private_bytes, 0o600)
         _write_new(public, public_raw, 0o644)
@@ -131,7 +133,7 @@ def read_public_key(path: Path) -> SSlibKey:
 
     raw = _key_file(path, 0o022, "can be changed by others", 644)
     try:
-        return SSlibKey.from_crypto(load_pem_public_key(raw))  # type: ignore[arg-type]
+        return SSlibKey.from_crypto(load_pem_public_key(raw))
     except (ValueError, UnsupportedAlgorithm) as error:
         raise BadKey(
             f"{path} is no public key in PEM ({error}); `arrowhead sign --new-key` makes a pair, "
@@ -318,8 +320,8 @@ def _proved(path: Path, key: SSlibKey, name: str, version: int) -> Statement:
         if envelope.payload_type != PAYLOAD_TYPE:
             raise ValueError(f"its payload is {envelope.payload_type!r}")
         statement = Statement.parse(envelope.payload)
-        for file in statement.files:
-            _check_path(file, name, version)
+        for named in statement.files:
+            _check_path(named, name, version)
     except ValueError as error:
         raise BadSignature(f"{path}: {error}; sign anew: {_how(name, version)}") from error
     if (statement.name, statement.version) != (name, version):
@@ -396,7 +398,7 @@ def _read(
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     # Without waiting: a pipe in a file's place would else hold us for ever.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb", buffering=0) as file:
+    with os.fdopen(handle, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(0, "is no regular file", str(path))
         yield file
@@ -408,7 +410,7 @@ def _read_private_key(path: Path) -> CryptoSigner:
 
     raw = _key_file(path, 0o077, "is open to others", 600)
     try:
-        return CryptoSigner(load_pem_private_key(raw, None))  # type: ignore[arg-type]
+        return CryptoSigner(load_pem_private_key(raw, None))
     except (TypeError, ValueError, UnsupportedAlgorithm) as error:
         raise BadKey(
             f"{path} is no private key in PEM without a passphrase ({type(error).__name__}); "
@@ -432,7 +434,7 @@ def _key_file(path: Path, closed: int, met: str, wanted: int) -> bytes:
 
 def _write_new(path: Path, raw: bytes, mode: int) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with open(handle, "wb") as file:
+    with os.fdopen(handle, "wb") as file:
         file.write(raw)
 
 
@@ -443,4 +445,3 @@ def _replace(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`arrowhead sign`. What `verify` and `serve` do with a signature, they are told by a public key."""
+"""`arrowhead sign`. Signatures are held against a public key by `verify` and `serve`."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ Examples:
   arrowhead serve --repository /srv/models --http-port 9000
   arrowhead serve --verbose
   ARROWHEAD_REPOSITORY=/srv/models arrowhead serve
+  arrowhead serve --public-key release.pem.pub     (only what `arrowhead sign` signed)
 
 \b
 When it says "ready", ask it:
@@ -67,9 +68,22 @@ def _port(name: str, default: int, what: str) -> Callable[[Any], Any]:
 @_port("http", 8000, "HTTP")
 @_port("grpc", 8001, "gRPC")
 @_port("metrics", 8002, "Prometheus metrics")
+@click.option(
+    "--public-key",
+    type=click.Path(path_type=Path),
+    envvar="ARROWHEAD_PUBLIC_KEY",
+    show_envvar=True,
+    help="Serve only versions that were signed with this key's private one (`arrowhead sign`).",
+)
 @click.option("--verbose", is_flag=True, help="Show Triton's whole log.")
 def serve(
-    repository: Path, host: str, http_port: int, grpc_port: int, metrics_port: int, verbose: bool
+    repository: Path,
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    public_key: Path | None,
+    verbose: bool,
 ) -> None:
     """Serve text embeddings from Triton until stopped.
 
@@ -89,7 +103,12 @@ def serve(
     if (warning := interpreter_warning()) is not None:
         click.echo(f"warning: {warning}", err=True)
 
-    server = Server(repository, Address(host, http_port, grpc_port, metrics_port), verbose=verbose)
+    server = Server(
+        repository,
+        Address(host, http_port, grpc_port, metrics_port),
+        verbose=verbose,
+        public_key=public_key,
+    )
     handlers = {
         number: signal.signal(number, lambda *_: server.request_stop())
         for number in (signal.SIGINT, signal.SIGTERM)
