@@ -217,8 +217,7 @@ def check(
     Raises:
         BadSignature: names the file, and says what to do.
     """
-    path = signature_path(repository, name, version)
-    statement = _proved(path, key, name, version)
+    statement = _proved(repository, key, name, version)
     for part in PARTS:
         folder = f"{name}{part}"
         text = _text(repository / folder)
@@ -293,18 +292,32 @@ def config_sha256(text: str, name: str) -> str:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
-def _proved(path: Path, key: SSlibKey, name: str, version: int) -> Statement:
-    """What a signature says, after it was held against the key."""
+def read_signature(repository: Path, name: str, version: int) -> bytes:
+    """The signature of a version as it lies there, not proved.
+
+    Raises:
+        BadSignature: there is none.
+    """
+    path = signature_path(repository, name, version)
     try:
         with _opened(path) as file:
-            raw = file.read(_MOST_BYTES)
-        envelope = Envelope.from_dict(json.loads(raw))
+            return file.read(_MOST_BYTES)
     except FileNotFoundError as error:
         raise BadSignature(
             f"{name} version {version} is not signed ({path} is missing); sign it with "
             f"{_how(name, version)}"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise BadSignature(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _proved(repository: Path, key: SSlibKey, name: str, version: int) -> Statement:
+    """What a signature says, after it was held against the key."""
+    path = signature_path(repository, name, version)
+    raw = read_signature(repository, name, version)
+    try:
+        envelope = Envelope.from_dict(json.loads(raw))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadSignature(
             f"{path} is no signature ({error}); sign anew: {_how(name, version)}"
         ) from error

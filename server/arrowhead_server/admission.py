@@ -51,20 +51,15 @@ class Admission:
             NotSignedError: the message says which file is at fault, and what to do. A copy that
                 was made before stays.
         """
-        base, version = pair
-        path = signing.signature_path(self._repository, base, version)
+        copy = self._folder / f"{pair[0]}-{pair[1]}-{next(self._numbers)}"
         try:
-            signature = path.read_bytes()
-        except OSError:
-            signature = b""  # told of below
-        if pair in self._admitted and self._admitted[pair][2] == signature:
-            return
-        copy = self._folder / f"{base}-{version}-{next(self._numbers)}"
-        copy.mkdir(parents=True, mode=0o700)
-        try:
-            statement = signing.check(self._repository, base, version, self._key, copy)
+            signature = signing.read_signature(self._repository, *pair)
+            if pair in self._admitted and self._admitted[pair][2] == signature:
+                return
+            copy.mkdir(parents=True, mode=0o700)
+            statement = signing.check(self._repository, *pair, self._key, copy)
         except BadSignature as error:
-            shutil.rmtree(copy)
+            shutil.rmtree(copy, ignore_errors=True)
             raise NotSignedError(str(error)) from error
         before = self._admitted.get(pair)
         self._admitted[pair] = copy, statement, signature
