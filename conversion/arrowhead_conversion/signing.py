@@ -333,8 +333,6 @@ def _proved(repository: Path, key: SSlibKey, name: str, version: int) -> Stateme
         if envelope.payload_type != PAYLOAD_TYPE:
             raise ValueError(f"its payload is {envelope.payload_type!r}")
         statement = Statement.parse(envelope.payload)
-        for named in statement.files:
-            _check_path(named, name, version)
     except ValueError as error:
         raise BadSignature(f"{path}: {error}; sign anew: {_how(name, version)}") from error
     if (statement.name, statement.version) != (name, version):
@@ -342,6 +340,8 @@ def _proved(repository: Path, key: SSlibKey, name: str, version: int) -> Stateme
             f"{path} is the signature of {statement.name} version {statement.version}; "
             f"sign this one: {_how(name, version)}"
         )
+    for file in statement.files:
+        _check_path(path, file, name, version)
     return statement
 
 
@@ -365,12 +365,12 @@ def _files(repository: Path, name: str, version: int) -> Iterator[str]:
                         yield str(PurePosixPath(f"{name}{part}", *file.relative_to(folder).parts))
 
 
-def _check_path(file: str, name: str, version: int) -> None:
-    """Refuses what a version has no business with, were it signed ten times."""
+def _check_path(path: Path, file: str, name: str, version: int) -> None:
+    """Refuses what a version has no business with, whoever signed it."""
     parts = PurePosixPath(file).parts
     inside = len(parts) >= 3 and parts[0] in (f"{name}_tokenizer", f"{name}_encoder")
     if not inside or ".." in parts or (parts[1].isdecimal() and parts[1] != str(version)):
-        raise ValueError(f"it names {file!r}, which is no file of {name} version {version}")
+        raise BadSignature(f"{path} names {file!r}, which is no file of {name} version {version}")
 
 
 def _text(folder: Path) -> str:

@@ -164,7 +164,9 @@ def test_a_signature_of_another_version_is_refused(
 ) -> None:
     write_version(signed, 2, "2 * ids.sum")
     pin(signed, 2)
-    assert "is the signature of toy version 1" in refusal(signed, public_key)
+    assert "toy_encoder/2/signature.json is the signature of toy version 1" in refusal(
+        signed, public_key
+    )
 
 
 @pytest.mark.parametrize(
