@@ -102,7 +102,17 @@ class ModelSpec:
         Raises:
             UnsupportedModel: none there, or not one this version understands.
         """
-        return _read(metadata, MODEL_KEY, lambda raw: cls(**raw))
+
+        def build(raw: dict[str, Any]) -> ModelSpec:
+            # What is not known may change the vectors, so it is not passed over.
+            if later := raw.keys() - cls.__dataclass_fields__.keys():
+                raise UnsupportedModel(
+                    f"{MODEL_KEY} has {', '.join(sorted(later))}, which this Arrowhead does not "
+                    "know; upgrade Arrowhead, or convert the model again with this one"
+                )
+            return cls(**raw)
+
+        return _read(metadata, MODEL_KEY, build)
 
 
 def model_sha256(metadata: Mapping[str, str]) -> str:
@@ -208,8 +218,10 @@ class Certificate:
         def build(raw: dict[str, Any]) -> Certificate:
             ranges = raw.pop("ranges", None)
             probes = tuple(map(Probe.from_dict, raw.pop("probes")))
+            # What a later Arrowhead proves beside is passed over: it changes no vector.
+            known = {name: raw[name] for name in raw.keys() & cls.__dataclass_fields__.keys()}
             return cls(
-                **raw,
+                **known,
                 probes=probes,
                 ranges=None if ranges is None else _array(ranges).reshape(2, -1),
             )
