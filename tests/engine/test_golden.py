@@ -25,8 +25,8 @@ from arrowhead_engine.weightfile import ALIGNMENT, FORMAT_VERSION, VERSION_KEY, 
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "version-1"
 REPOSITORY = GOLDEN / "repository"
-# Of the list of all other files' sums. If this does not match, put the files back: whoever converted
-# a model with that release still has such files.
+# Of the list of all other files' sums. If this does not match, put the files back: whoever
+# converted a model with that release still has such files.
 SUMS_SHA256 = "ddf42270efb678b1b7c010be52e44f4b50c7fc0fb2294415a64be84904514121"
 VERSIONS = {"1": "float16", "2": "bfloat16", "3": "float32", "4": "int8"}
 
@@ -160,15 +160,15 @@ def test_further_columns_and_metadata_are_ignored(
 
 def rewritten(source: Path, target: Path, metadata: Mapping[str, str]) -> None:
     """The file as a later writer may make it: one more column, and more metadata."""
-    table = pq.read_table(source)
-    codec = pq.read_metadata(source).row_group(0).column(9).compression  # shape's leaf is one too
-    codec = {"LZ4": "lz4", "ZSTD": "zstd"}.get(codec, "none")
-    table = table.replace_schema_metadata(None)
+    table = pq.read_table(source).replace_schema_metadata(None)
+    described = pq.read_metadata(source).row_group(0)
+    codec = described.column(described.num_columns - 1).compression
     field = pa.field("later", pa.string(), nullable=False)
-    table = table.add_column(0, field, pa.array([f"of row {n}" for n in range(len(table))]))
-    table = table.cast(pa.schema([field, *pq.read_schema(source)]))
+    column = pa.array([f"of row {number}" for number in range(len(table))])
+    schema = pa.schema([field, *pq.read_schema(source)])
+    table = table.add_column(0, field, column).cast(schema)
     options = {
-        "compression": {"data": codec} if codec != "none" else "none",
+        "compression": {"data": codec} if codec != "UNCOMPRESSED" else "none",
         "use_dictionary": False,
         "write_statistics": False,
         "store_schema": False,
@@ -203,5 +203,5 @@ def test_what_a_later_arrowhead_says_of_the_model_is_not_passed_over() -> None:
     proof = {**json.loads(metadata[CERTIFICATE_KEY]), "later": 1}
     assert Certificate.from_metadata({CERTIFICATE_KEY: json.dumps(proof)}).texts > 0
     spec = {**json.loads(metadata[MODEL_KEY]), "later": 1}
-    with pytest.raises(UnsupportedModel, match="has later, which this .* upgrade Arrowhead"):
+    with pytest.raises(UnsupportedModel, match=r"has later, which this .* upgrade Arrowhead"):
         ModelSpec.from_metadata({MODEL_KEY: json.dumps(spec)})
