@@ -5,9 +5,10 @@ READY := $(VENV)/.ready
 MADE  := $(sort $(wildcard model_repository/minilm_encoder/*/weights.parquet))
 MODEL := $(or $(lastword $(MADE)),model_repository/minilm_encoder/1/weights.parquet)
 BIN   := $(VENV)/bin
+SBOM  := build/sbom.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert quickstart serve test check perf peers profile gateway handover search gpu conversions constraints clean
+.PHONY: help setup convert quickstart serve test check perf peers profile gateway handover search gpu conversions audit sbom constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -60,6 +61,14 @@ search: $(MODEL)  ## What an index finds, and how quickly: perf/results/search.m
 
 conversions: $(MODEL)  ## Measure conversions: perf/results/conversions.md (ARGS="--sts FILE --retrieval DIR")
 	@$(BIN)/python -m perf.conversions $(ARGS)
+
+audit: $(READY)  ## Check pins and licences, and ask what is known against them (ARGS="--osv-url URL")
+	@$(BIN)/python scripts/audit.py $(ARGS)
+
+sbom: $(READY)  ## Write down what .venv is made of, as CycloneDX: build/sbom.json
+	@mkdir -p $(dir $(SBOM))
+	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application \
+		--output-reproducible --output-file $(SBOM) $(BIN)/python
 
 constraints:  ## Pin again (needs a package index); review the diff
 	@scripts/pin
