@@ -4,7 +4,7 @@
 What is checked must be what Triton then loads, so a version is copied while it is compared, into a
 folder of ours that nobody else may write, and Triton is shown the copy. Nothing that happens to the
 repository afterwards touches it, not even a write into the very file that was mapped. That is what
-it costs: room for the weights, and a second for each gigabyte.
+it costs: room for the weights, and one to two seconds for each gigabyte.
 """
 
 import shutil
