@@ -8,7 +8,7 @@ BIN   := $(VENV)/bin
 SBOM  := build/sbom.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert quickstart serve test check perf peers profile gateway handover search gpu conversions audit sbom constraints clean
+.PHONY: $(shell grep -oE '^[a-z-]+:' $(firstword $(MAKEFILE_LIST)) | tr -d :)
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -28,11 +28,14 @@ quickstart: $(MODEL)  ## Convert, start Triton, embed a few sentences, stop
 serve: $(MODEL)  ## Keep the server running in the foreground until Ctrl-C
 	@exec $(BIN)/arrowhead serve --repository model_repository
 
+stack: $(MODEL)  ## Three servers, gateways, HAProxy and Prometheus, until Ctrl-C (ARGS="--replicas 2")
+	@exec $(BIN)/python -m deploy.stack $(ARGS)
+
 check: $(READY)  ## Lint, layers and types; changes no file
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/mypy client engine conversion server scripts perf hatch_build.py
+	@$(BIN)/mypy client engine conversion server scripts perf deploy hatch_build.py
 	@for f in model_repository/*/1/model.py; do $(BIN)/mypy $$f || exit 1; done
 
 test: check  ## Everything: checks, unit tests and the end-to-end tests against a real Triton
