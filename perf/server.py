@@ -146,6 +146,7 @@ def served(repository: Path) -> Iterator[Served]:
         f"--http-port={address.http_port}",
         f"--grpc-port={address.grpc_port}",
         f"--metrics-port={address.metrics_port}",
+        f"--health-port={address.health_port}",
     ]
     with tempfile.TemporaryFile() as errors:
         began = time.perf_counter()

@@ -12,12 +12,13 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens: one IPv4 address, three ports."""
+    """Where a server listens: one IPv4 address, four ports."""
 
     host: str = LOOPBACK
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+    health_port: int = 8003
 
     @property
     def local_host(self) -> str:
@@ -26,7 +27,7 @@ class Address:
 
 
 def check_ports(address: Address) -> None:
-    """Asks for each port once, so that the message can name the option.
+    """Asks for each of Triton's ports once, so that the message can name the option.
 
     Raises:
         PortInUseError: Somebody listens there, or the address is none of this machine's.
@@ -47,10 +48,10 @@ def check_ports(address: Address) -> None:
 
 
 def free_address() -> Address:
-    """A loopback address with three ports that are free now."""
+    """A loopback address with four ports that are free now."""
     with ExitStack() as stack:
         ports = []
-        for _ in range(3):
+        for _ in range(4):
             held = stack.enter_context(socket.socket())
             held.bind((LOOPBACK, 0))
             ports.append(held.getsockname()[1])

@@ -25,8 +25,8 @@ Examples:
 When it says "ready", ask it:
   arrowhead embed "hello world"
 
-Ctrl-C or SIGTERM stops it. A model that dies or stops answering is restarted; each restart is one
-line on stderr.
+Ctrl-C or SIGTERM stops it: at once, or after --drain seconds; a second one stops it at once. A
+model that dies or stops answering is restarted; each restart is one line on stderr.
 """
 
 
@@ -67,9 +67,29 @@ def _port(name: str, default: int, what: str) -> Callable[[Any], Any]:
 @_port("http", 8000, "HTTP")
 @_port("grpc", 8001, "gRPC")
 @_port("metrics", 8002, "Prometheus metrics")
+@_port("health", 8003, "health: /live, /ready and /metrics of the server itself")
+@click.option(
+    "--drain",
+    "drain_s",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    envvar="ARROWHEAD_DRAIN",
+    show_default=True,
+    show_envvar=True,
+    metavar="SECONDS",
+    help="How long to answer on after a first SIGTERM, while /ready says no: longer than a "
+    "balancer needs to notice.",
+)
 @click.option("--verbose", is_flag=True, help="Show Triton's whole log.")
 def serve(
-    repository: Path, host: str, http_port: int, grpc_port: int, metrics_port: int, verbose: bool
+    repository: Path,
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    health_port: int,
+    drain_s: float,
+    verbose: bool,
 ) -> None:
     """Serve text embeddings from Triton until stopped.
 
@@ -89,9 +109,10 @@ def serve(
     if (warning := interpreter_warning()) is not None:
         click.echo(f"warning: {warning}", err=True)
 
-    server = Server(repository, Address(host, http_port, grpc_port, metrics_port), verbose=verbose)
+    address = Address(host, http_port, grpc_port, metrics_port, health_port)
+    server = Server(repository, address, verbose=verbose, drain_s=drain_s)
     handlers = {
-        number: signal.signal(number, lambda *_: server.request_stop())
+        number: signal.signal(number, lambda *_: server.request_drain())
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
@@ -111,5 +132,6 @@ def _ready_lines(server: Server) -> str:
         f"  models   {names}\n"
         f"  HTTP     {server.http_url}\n"
         f"  gRPC     {server.grpc_url}\n"
-        f"  metrics  {server.metrics_url}"
+        f"  metrics  {server.metrics_url}\n"
+        f"  health   {server.health_url}/ready"
     )

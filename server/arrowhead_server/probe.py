@@ -11,6 +11,7 @@ last one. Standard library only: this runs beside every server, and tritonclient
 import http.client
 import itertools
 import json
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,13 @@ PROBE_TEXT = "ping"
 FAILURES_IN_A_ROW = 3
 Part = tuple[str, int]  # a tokenizer or encoder, and its version
 _STATUS_TIMEOUT_S = 2.0
+# Of balancers' questions. A batch of a hundred long texts takes a second or two on two cores; what
+# has answered nobody for `_HANGS_AFTER_S` is taken out of rotation, though not restarted yet.
+_READY_TIMEOUT_S = 1.0
+_LOOKED_AT_AFTER_S = 1.0
+_HANGS_AFTER_S = 5.0
+# Triton's own word, within a second, that a model's process is dead or frozen.
+_NOT_HEALTHY = "is not healthy"
 
 
 class ProbeError(Exception):
@@ -34,6 +42,15 @@ class ProbeError(Exception):
 class _Suspect:
     failures: int
     successes: int | None  # as counted by Triton; None if even that was not to be had
+
+
+@dataclass
+class _Question:
+    """A probe that is waiting for its answer."""
+
+    part: Part
+    since: float
+    successes: int | None = None  # of the part, when it was first looked at
 
 
 class Pulse:
@@ -54,6 +71,8 @@ class Pulse:
         self._port = address.http_port
         self._timeout_s = timeout_s
         self._suspects: dict[Part, _Suspect] = {}
+        self._question: _Question | None = None
+        self._not_healthy: str | None = None
         self._number = itertools.count()
 
     def is_ready(self) -> bool:
@@ -71,6 +90,7 @@ class Pulse:
     def failures(self, models: Collection[EmbeddingModel] | None = None) -> dict[Part, str]:
         """Asks every model once, or these; what went wrong, by what failed."""
         failed: dict[Part, str] = {}
+        not_healthy: str | None = None
         for model in self.models if models is None else models:
             text = f"{PROBE_TEXT} {next(self._number)}"
             inputs = [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [text]}]
@@ -78,12 +98,44 @@ class Pulse:
                 (model.tokenizer, ("input_ids", "length")),
                 (model.encoder, ("embeddings",)),
             ):
+                self._question = _Question((step, model.version), time.monotonic())
                 try:
                     inputs = self._infer(step, model.version, inputs, wanted)
                 except ProbeError as error:
                     failed[step, model.version] = str(error)
+                    if _NOT_HEALTHY in str(error):
+                        not_healthy = f"the process of model '{step}' does not answer"
                     break
+                finally:
+                    self._question = None
+        self._not_healthy = not_healthy
         return failed
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the last beat failed, so that the next had better come soon."""
+        return bool(self._suspects)
+
+    def hanging(self) -> str | None:
+        """What answers nobody now: Triton itself, or a model; None if all is well.
+
+        Sooner than `beat`, for those who can send requests elsewhere, and wrong at no great price:
+        a part that was only slow is ready again with its next answer. May be called by any thread.
+        """
+        if not self._is_ok("/v2/health/ready", _READY_TIMEOUT_S):
+            return f"Triton did not answer within {_READY_TIMEOUT_S:g} s"
+        if (not_healthy := self._not_healthy) is not None:
+            return not_healthy
+        question = self._question
+        if question is None or time.monotonic() - question.since < _LOOKED_AT_AFTER_S:
+            return None
+        successes = (self._success_counts("/v2/models/stats") or {}).get(question.part)
+        if question.successes is None:
+            question.successes = successes
+        waited_s = time.monotonic() - question.since
+        if waited_s < _HANGS_AFTER_S or question.successes != successes:
+            return None
+        return f"model '{question.part[0]}' has answered nobody for {waited_s:.0f} s"
 
     def beat(self) -> str | None:
         """Asks every model once; says which one must be held hung or broken for good, if any.
@@ -147,9 +199,9 @@ class Pulse:
         except (ProbeError, KeyError, TypeError, ValueError):
             return None
 
-    def _is_ok(self, path: str) -> bool:
+    def _is_ok(self, path: str, timeout_s: float = _STATUS_TIMEOUT_S) -> bool:
         try:
-            status, _ = self._request("GET", path, None, _STATUS_TIMEOUT_S)
+            status, _ = self._request("GET", path, None, timeout_s)
         except ProbeError:
             return False
         return status == http.client.OK

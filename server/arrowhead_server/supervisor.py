@@ -28,7 +28,7 @@ from pathlib import Path
 from threading import Event
 from typing import TypeVar
 
-from arrowhead_server import triton
+from arrowhead_server import health, triton
 from arrowhead_server.address import Address, check_ports, free_address
 from arrowhead_server.errors import (
     CrashLoopError,
@@ -36,6 +36,7 @@ from arrowhead_server.errors import (
     StartError,
     TritonNotFoundError,
 )
+from arrowhead_server.health import Condition
 from arrowhead_server.log import Log, is_for_operators
 from arrowhead_server.probe import Pulse
 from arrowhead_server.process import Janitor, TritonProcess
@@ -50,6 +51,7 @@ _Answer = TypeVar("_Answer")
 START_TIMEOUT_S = 300.0  # large models on slow disks
 READINESS_POLL_S = 0.02
 LOOK_INTERVAL_S = 1.0  # between two looks at the repository; Triton takes its own as often
+SECOND_LOOK_S = 0.2  # after a probe that failed
 MAX_FAILED_STARTS = 5
 # A server that lived this long was well; one that dies sooner waits before it starts again.
 STABLE_AFTER_S = 10.0
@@ -76,6 +78,7 @@ class Server:
         probe_timeout_s: Seconds until a probe counts as unanswered. A model that completes nothing
             at all for about three times this long is restarted, so it must exceed the time that
             the largest batch takes.
+        drain_s: Seconds from `request_drain` to the end, in which it still answers.
 
     Attributes:
         ready_s: Seconds that the last start took, to a real answer of every model.
@@ -92,8 +95,9 @@ class Server:
         address: Address,
         *,
         verbose: bool = False,
-        probe_interval_s: float = 2.0,
+        probe_interval_s: float = 1.0,
         probe_timeout_s: float = 10.0,
+        drain_s: float = 0.0,
     ) -> None:
         if sys.platform != "linux":
             raise TritonNotFoundError("Triton runs on Linux only: use the container elsewhere")
@@ -112,6 +116,9 @@ class Server:
         self._rollout: Rollout | None = None
         self._log = Log()
         self._early_deaths = 0
+        self._drain_s = drain_s
+        self._drained_at: float | None = None
+        self._down_because = ""
         self._is_up = False
         self._stopping = False
         self._ready_or_over = Event()
@@ -139,6 +146,37 @@ class Server:
     def metrics_url(self) -> str:
         """Where Prometheus finds Triton's metrics."""
         return f"http://{self.address.local_host}:{self.address.metrics_port}/metrics"
+
+    @property
+    def health_url(self) -> str:
+        """Where balancers ask; `/live`, `/ready` and `/metrics` lie below it."""
+        return f"http://{self.address.local_host}:{self.address.health_port}"
+
+    @property
+    def restart_count(self) -> int:
+        """How often Triton was started anew."""
+        return len(self.restarts)
+
+    @property
+    def recovery_s(self) -> float:
+        """The seconds that all restarts took together."""
+        return sum(restart.recovery_s for restart in self.restarts)
+
+    def condition(self) -> tuple[Condition, str]:
+        """What it is doing, and why it is not ready ("" if it is). May be called by any thread."""
+        drained_at = self._drained_at
+        if self._stopping:
+            return Condition.STOPPING, "it was asked to stop"
+        if drained_at is not None:
+            left_s = max(drained_at - time.monotonic(), 0.0)
+            return Condition.DRAINING, f"it was asked to stop, and does in {left_s:.1f} s"
+        if not self._is_up and self._down_because:
+            return Condition.RECOVERING, self._down_because
+        if not self._is_up:
+            return Condition.STARTING, "not every model has answered yet"
+        if (hanging := self._pulse.hanging()) is not None:
+            return Condition.HANGING, hanging
+        return Condition.READY, ""
 
     @property
     def shm_prefix(self) -> str:
@@ -186,6 +224,18 @@ class Server:
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
 
+    def request_drain(self) -> None:
+        """Asks for the end `drain_s` seconds from now; asked again, or before it is up, for now.
+
+        `/ready` says no from this moment, so that balancers send nothing new by then; what they do
+        send is still answered. Safe in a signal handler.
+        """
+        if self._drained_at is not None or not self._is_up or not self._drain_s:
+            self.request_stop()
+            return
+        self._drained_at = time.monotonic() + self._drain_s
+        os.eventfd_write(self._wake, 1)
+
     def stop(self) -> None:
         """Stops within five seconds and leaves nothing behind. May be called twice.
 
@@ -204,6 +254,8 @@ class Server:
     def _live(self) -> None:
         """What the supervising thread does from beginning to end."""
         with ExitStack() as stack:
+            # First in, last out: it tells of the end, too.
+            stack.enter_context(health.serving(self, self.address))
             runtime = Path(tempfile.mkdtemp(prefix="arrowhead-"))
             janitor = stack.enter_context(Janitor(runtime, self._shm_prefix))
             prober = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="probe"))
@@ -220,6 +272,8 @@ class Server:
             start()
             began = time.monotonic()
             while not self._stopping and (reason := self._watch(prober, looker, rollout)):
+                if self._drained_at is not None:
+                    break  # it has died; what would be started would be stopped at once
                 self._recover(reason, start, lived_s=time.monotonic() - began)
                 began = time.monotonic()
 
@@ -283,6 +337,10 @@ class Server:
             due = [self._probe_interval_s]
             due += [] if probe else [next_probe - time.monotonic()]
             due += [] if look else [next_look - time.monotonic()]
+            if self._drained_at is not None:
+                if (left_s := self._drained_at - time.monotonic()) <= 0:
+                    return None
+                due.append(left_s)
             if (ended := process.wait(min(due))) is not None:
                 return ended
             if look is None:
@@ -300,7 +358,8 @@ class Server:
                 if (verdict := probe.result()) is not None:
                     return verdict
                 probe = None
-                next_probe = time.monotonic() + self._probe_interval_s
+                pause_s = SECOND_LOOK_S if pulse.is_suspicious else self._probe_interval_s
+                next_probe = time.monotonic() + min(pause_s, self._probe_interval_s)
         return None
 
     def _follow(self, state: State, rollout: Rollout, process: TritonProcess, pulse: Pulse) -> None:
@@ -319,6 +378,7 @@ class Server:
             CrashLoopError: Too many starts in a row failed.
         """
         noticed = time.monotonic()
+        self._down_because = reason
         self._is_up = False
         LOGGER.warning("restarting Triton: %s", reason)
         self._early_deaths = self._early_deaths + 1 if lived_s < STABLE_AFTER_S else 0
@@ -351,7 +411,9 @@ class Server:
 
     def _end(self) -> None:
         is_up, self._is_up = self._is_up, False
-        if is_up and self._stopping and self._process is not None:
+        is_asked_to = self._stopping or self._drained_at is not None
+        self._stopping = True
+        if is_up and is_asked_to and self._process is not None:
             self._process.end_gracefully(triton.EXIT_TIMEOUT_S)
         self._kill()
 
@@ -392,7 +454,7 @@ def running_server(
     address: Address | None = None,
     *,
     verbose: bool = False,
-    probe_interval_s: float = 2.0,
+    probe_interval_s: float = 1.0,
     probe_timeout_s: float = 10.0,
 ) -> Iterator[Server]:
     """A `Server` that answers, on free loopback ports unless told otherwise; stopped at the end.

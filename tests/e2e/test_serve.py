@@ -77,6 +77,7 @@ def test_spoiled_weights_are_never_served(
             *("--repository", str(repository)),
             *("--http-port", str(address.http_port), "--grpc-port", str(address.grpc_port)),
             *("--metrics-port", str(address.metrics_port)),
+            *("--health-port", str(address.health_port)),
         ],
         capture_output=True,
         text=True,

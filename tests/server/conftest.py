@@ -233,7 +233,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `arrowhead serve` as a process of its own; kills what a failed test left running."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(repository: Path, address: Address) -> subprocess.Popen[str]:
+    def start(repository: Path, address: Address, *options: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "arrowhead_client.cli", "serve"),
@@ -241,6 +241,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 *("--http-port", str(address.http_port)),
                 *("--grpc-port", str(address.grpc_port)),
                 *("--metrics-port", str(address.metrics_port)),
+                *("--health-port", str(address.health_port)),
+                *options,
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

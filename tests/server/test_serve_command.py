@@ -20,7 +20,7 @@ from arrowhead_server.command import serve as serve_command
 
 MakeRepository = Callable[..., Path]
 Measured = Callable[..., None]
-Serve = Callable[[Path, Address], subprocess.Popen[str]]
+Serve = Callable[..., subprocess.Popen[str]]
 
 READY = re.compile(
     r"ready in \d+\.\d s\n"
@@ -28,16 +28,23 @@ READY = re.compile(
     r"  HTTP     http://127\.0\.0\.1:(\d+)\n"
     r"  gRPC     grpc://127\.0\.0\.1:(\d+)\n"
     r"  metrics  http://127\.0\.0\.1:(\d+)/metrics\n"
+    r"  health   http://127\.0\.0\.1:(\d+)/ready\n"
 )
 
 
 def read_ready_lines(process: subprocess.Popen[str], address: Address) -> None:
     assert process.stdout is not None
-    text = "".join(process.stdout.readline() for _ in range(5))
+    text = "".join(process.stdout.readline() for _ in range(6))
     found = READY.fullmatch(text)
     assert found, text
     assert found.groups() == tuple(
-        str(port) for port in (address.http_port, address.grpc_port, address.metrics_port)
+        str(port)
+        for port in (
+            address.http_port,
+            address.grpc_port,
+            address.metrics_port,
+            address.health_port,
+        )
     )
 
 

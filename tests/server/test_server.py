@@ -177,7 +177,7 @@ def test_admin_apis_are_closed_over_grpc(shared_server: Server, call: Callable[[
 # --- failed starts ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", ["http_port", "grpc_port", "metrics_port"])
+@pytest.mark.parametrize("option", ["http_port", "grpc_port", "metrics_port", "health_port"])
 def test_a_taken_port_is_named_with_its_option(
     make_repository: MakeRepository, option: str
 ) -> None:

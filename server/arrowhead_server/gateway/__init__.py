@@ -3,6 +3,7 @@
 
     command.py   `arrowhead gateway`, `arrowhead gateway-key`
     settings.py  what a gateway is told
+    draining.py  uvicorn's server, with an end that balancers hear of before it comes
     protocol.py  uvicorn's HTTP, with an end to headers
     gate.py      what each request passes first: who asks, how often, how many at once, how large
     access.py      who asks: by keys.py (hashed API keys), by tokens.py (JWT), or an address

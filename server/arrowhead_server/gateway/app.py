@@ -93,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
         description="Text embeddings from NVIDIA Triton.",
         lifespan=lifespan,
     )
+    app.state.draining = False
     # For the pages only: the gate has looked at keys before.
     asked: Sequence[Any] = [Depends(HTTPBearer(auto_error=False))] if access.wanted else []
     app.include_router(tei.router, dependencies=asked)
@@ -154,7 +155,12 @@ def _probe(app: FastAPI, metrics: Metrics) -> None:
 
     @app.get("/ready", response_class=Response, responses={503: {"description": "Not ready"}})
     async def ready() -> Response:
-        """200 if Triton says that the model is ready, else 503. Asked once a second."""
+        """200 if Triton says that the model is ready, else 503. Asked once a second.
+
+        503 as well from the moment that the gateway is asked to stop (`--drain`).
+        """
+        if app.state.draining:
+            return json({"error": "the gateway was asked to stop and answers on for a moment"}, 503)
         return Response(status_code=200 if await is_ready() else 503)
 
     @app.get("/metrics", include_in_schema=False)

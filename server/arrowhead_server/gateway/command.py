@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import os
 import re
 import ssl
@@ -23,6 +24,7 @@ from arrowhead_server.gateway.access import KEYS_VARIABLE
 from arrowhead_server.gateway.app import create_app
 from arrowhead_server.gateway.asking import MOST_CHARACTERS, MOST_TEXTS
 from arrowhead_server.gateway.bodies import MB, PER_TEXT
+from arrowhead_server.gateway.draining import DrainingServer
 from arrowhead_server.gateway.embedder import ENTRIES, PART_TEXTS
 from arrowhead_server.gateway.keys import add, line, new
 from arrowhead_server.gateway.protocol import CappedProtocol
@@ -145,6 +147,17 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @_option(_LISTEN, "--host", default=LOOPBACK, help="Address to listen on.")
 @_option(_LISTEN, "--port", type=click.IntRange(1, 65535), default=8080)
+@_option(
+    _LISTEN,
+    "--drain",
+    "drain_s",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    envvar="ARROWHEAD_DRAIN",
+    metavar="SECONDS",
+    help="How long to answer on after a first SIGTERM, while /ready says no: longer than a "
+    "balancer needs to notice. A second one ends that.",
+)
 @_option(_LISTEN, "--tls-cert", type=_FILE, help="Certificate chain, PEM: HTTPS instead of HTTP.")
 @_option(_LISTEN, "--tls-key", type=_FILE, help="Its private key, PEM; closed to others.")
 @_option(
@@ -260,6 +273,7 @@ def gateway(
     audience: str | None,
     jwks: str | None,
     scopes: tuple[str, ...],
+    drain_s: float,
     **rest: Any,
 ) -> None:
     """Serve JSON over HTTP in front of Triton: TEI's and OpenAI's routes.
@@ -290,7 +304,7 @@ def gateway(
     app = create_app(settings)
     scheme = "http" if tls_cert is None else "https"
     click.echo(f"gateway for {model} at {url}: {scheme}://{host}:{port}/docs")
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -304,7 +318,12 @@ def gateway(
         # Else whoever asks from this machine could take any address.
         proxy_headers=bool(proxy),
         forwarded_allow_ips=list(proxy),
+        timeout_graceful_shutdown=math.ceil(settings.timeout_s),
     )
+    server = DrainingServer(config, drain_s)
+    server.run()
+    if not server.started:
+        raise SystemExit(1)  # uvicorn has said why
 
 
 @click.command()

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What balancers and schedulers ask: does the process live, may requests come, what happened.
+
+    GET /live      200 as long as this process looks after Triton; it ends once it has given up
+    GET /ready     200 if requests may come, else 503; both answer {"state": ..., "reason": ...}
+    GET /metrics   state, restarts and models, for Prometheus
+
+A port of its own: while Triton is dead, frozen or on its way out, its own ports cannot say so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Protocol
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    StateSetMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from arrowhead_server.address import Address
+from arrowhead_server.errors import PortInUseError
+from arrowhead_server.repository import EmbeddingModel
+
+LOGGER = logging.getLogger(__name__)
+_IDLE_S = 5.0  # a caller that sends nothing for so long is hung up on
+
+
+class Condition(str, Enum):
+    """What a server is doing. Requests may come in one of these only."""
+
+    STARTING = "starting"
+    READY = "ready"
+    HANGING = "hanging"  # Triton or a model answers nobody; started anew if it stays so
+    RECOVERING = "recovering"  # Triton or a model died, or was hanging, and is being started anew
+    DRAINING = "draining"  # asked to stop; still answers, for those who have not heard of it
+    STOPPING = "stopping"
+
+
+class Watched(Protocol):
+    """What is asked of a `Server`, from threads of our own."""
+
+    @property
+    def restart_count(self) -> int:
+        """How often Triton was started anew."""
+        ...
+
+    @property
+    def recovery_s(self) -> float:
+        """The seconds that all restarts took together."""
+        ...
+
+    @property
+    def models(self) -> tuple[EmbeddingModel, ...]:
+        """What is served now."""
+        ...
+
+    def condition(self) -> tuple[Condition, str]:
+        """What it is doing, and why it is not ready ("" if it is)."""
+        ...
+
+
+@contextmanager
+def serving(watched: Watched, address: Address) -> Iterator[None]:
+    """Answers at `address.health_port` meanwhile.
+
+    Raises:
+        PortInUseError: Somebody listens there.
+    """
+    registry = CollectorRegistry()
+    registry.register(_State(watched))
+    pages: dict[str, Callable[[], tuple[int, str, bytes]]] = {
+        "/live": lambda: (200, "application/json", b"{}"),
+        "/ready": lambda: _ready(watched),
+        "/metrics": lambda: (200, CONTENT_TYPE_LATEST, generate_latest(registry)),
+    }
+    try:
+        server = _Server((address.host, address.health_port), pages)
+    except OSError as error:
+        raise PortInUseError(
+            f"cannot listen on {address.host}:{address.health_port} ({error.strerror}): "
+            "choose another port with --health-port"
+        ) from error
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="arrowhead-health")
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _ready(watched: Watched) -> tuple[int, str, bytes]:
+    condition, reason = watched.condition()
+    body = {"state": condition.value} | ({"reason": reason} if reason else {})
+    status = 200 if condition is Condition.READY else 503
+    return status, "application/json", json.dumps(body).encode()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True  # a slow caller does not hold up our end
+    block_on_close = False
+
+    def __init__(
+        self, address: tuple[str, int], pages: dict[str, Callable[[], tuple[int, str, bytes]]]
+    ) -> None:
+        self.pages = pages
+        super().__init__(address, _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        # Mostly callers that hang up. The default prints a traceback for each.
+        LOGGER.debug("a question about health ended early", exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "arrowhead"
+    sys_version = ""
+    timeout = _IDLE_S
+    server: _Server
+
+    def do_GET(self) -> None:
+        page = self.server.pages.get(self.path.partition("?")[0])
+        if page is None:
+            paths = ", ".join(self.server.pages)
+            error = json.dumps({"error": f"there is no {self.path!r} here: wanted {paths}"})
+            status, kind, body = 404, "application/json", error.encode()
+        else:
+            status, kind, body = page()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815 (the base's name)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base's name)
+        """Asked several times a second: not worth a line."""
+
+
+class _State(Collector):
+    """What Prometheus is told, as it is when it asks."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+
+    def collect(self) -> Iterator[Metric]:
+        condition, _ = self._watched.condition()
+        yield StateSetMetricFamily(
+            "arrowhead_server_state",
+            "What the server is doing",
+            {each.value: each is condition for each in Condition},
+        )
+        restarts = "Times that Triton was started anew because it or a model died or hung"
+        yield CounterMetricFamily(
+            "arrowhead_server_restarts", restarts, self._watched.restart_count
+        )
+        seconds = "Seconds from noticing that to an answer of every model, all restarts together"
+        yield CounterMetricFamily(
+            "arrowhead_server_recovery_seconds", seconds, self._watched.recovery_s
+        )
+        served = InfoMetricFamily("arrowhead_server_model", "Served now", labels=["model"])
+        for model in self._watched.models:
+            served.add_metric(
+                [model.name], {"version": str(model.version), "dimension": str(model.dimension)}
+            )
+        yield served
+        yield GaugeMetricFamily(
+            "arrowhead_server_models", "How many are served", len(self._watched.models)
+        )
