@@ -7,6 +7,8 @@ import copy
 import json
 import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,7 +153,7 @@ def test_every_pod_keeps_to_the_restricted_profile(resources: list[Resource]) ->
             "capabilities": {"drop": ["ALL"]},
         }
         kinds = {kind for volume in pod.spec["volumes"] for kind in volume if kind != "name"}
-        assert kinds <= {"emptyDir", "secret", "configMap", "persistentVolumeClaim"}
+        assert kinds <= {"emptyDir", "secret", "projected", "persistentVolumeClaim"}
     (namespace,) = of_kind(resources, "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
@@ -278,13 +280,11 @@ def test_named_ports_are_there(resources: list[Resource]) -> None:
 
 
 def test_volumes_and_what_they_name_are_there(resources: list[Resource]) -> None:
-    maps = {one["metadata"]["name"] for one in of_kind(resources, "ConfigMap")}
     claims = {one["metadata"]["name"] for one in of_kind(resources, "PersistentVolumeClaim")}
     for pod in pods(resources):
         names = {volume["name"] for volume in pod.spec["volumes"]}
         assert {one["name"] for one in pod.container["volumeMounts"]} == names
         for volume in pod.spec["volumes"]:
-            assert "configMap" not in volume or volume["configMap"]["name"] in maps
             assert "secret" not in volume or volume["secret"]["secretName"] == "gateway-keys"
             if "persistentVolumeClaim" in volume:
                 assert volume["persistentVolumeClaim"]["claimName"] in claims
@@ -342,12 +342,14 @@ def test_the_gateway_listens_and_asks_where_it_should(resources: list[Resource])
 def test_a_pod_is_given_the_time_that_it_takes_to_stop(resources: list[Resource]) -> None:
     for name, command in (("triton", serve), ("gateway", gateway)):
         pod = part(resources, name)
-        drain = parsed(command, pod)["drain"]
+        drain = parsed(command, pod)["drain_s"]
         probe = pod.container["readinessProbe"]
         # Long enough for whoever looks at /ready to have seen it, and no longer than it may take.
         assert drain > probe["periodSeconds"] * probe["failureThreshold"] + probe["timeoutSeconds"]
         assert drain + 2 * STOP_S < pod.spec["terminationGracePeriodSeconds"]
     haproxy = part(resources, "haproxy")
+    # Its /ready wants a gateway, whose /ready wants HAProxy.
+    assert haproxy.container["readinessProbe"]["httpGet"]["path"] == "/metrics"
     waits = haproxy.container["lifecycle"]["preStop"]["sleep"]["seconds"]
     ends = int(re.search(r"hard-stop-after (\d+)s", haproxy_configuration()).group(1))  # type: ignore[union-attr]
     assert waits + ends < haproxy.spec["terminationGracePeriodSeconds"]
@@ -373,12 +375,70 @@ def haproxy_configuration() -> str:
 
 
 def test_haproxy_gets_the_stacks_own_file(resources: list[Resource]) -> None:
-    (found,) = of_kind(resources, "ConfigMap")
-    assert found["data"] == {"haproxy.cfg": haproxy_configuration()}
+    assert configuration(resources)["haproxy.cfg"] == haproxy_configuration()
+
+
+def configuration(resources: list[Resource]) -> dict[str, str]:
+    """The files of HAProxy's folder."""
+    (volume,) = (one for one in part(resources, "haproxy").spec["volumes"] if "projected" in one)
+    names = [one["configMap"]["name"] for one in volume["projected"]["sources"]]
+    maps = {one["metadata"]["name"]: one["data"] for one in of_kind(resources, "ConfigMap")}
+    assert set(maps) == set(names)
+    return {file: content for name in names for file, content in maps[name].items()}
+
+
+def test_haproxy_takes_its_configuration(resources: list[Resource], tmp_path: Path) -> None:
+    haproxy = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+    if haproxy is None:
+        assert not os.environ.get("CI"), "scripts/test-packages installs haproxy"
+        pytest.skip("no haproxy: scripts/test-packages installs it")
+    for name, content in configuration(resources).items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    container = part(resources, "haproxy").container
+    names = {one["name"]: one["value"] for one in container["env"]}
+    assert re.fullmatch(r"[\w.-]+:53", names["ARROWHEAD_DNS"])
+    # A cluster's names mean nothing here, and HAProxy looks up its name server's when it starts.
+    environment = {**os.environ, **names, "ARROWHEAD_DNS": "127.0.0.1:53"}
+    command = [*container["command"][:-1], str(tmp_path), "-c"]
+    run = subprocess.run([haproxy, *command[1:]], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    threads = int(re.search(r"nbthread (\d+)", configuration(resources)["threads.cfg"]).group(1))  # type: ignore[union-attr]
+    assert threads == int(container["resources"]["limits"]["cpu"])
+
+
+def test_haproxy_looks_up_the_services_that_there_are(resources: list[Resource]) -> None:
+    names = {one["name"]: one["value"] for one in part(resources, "haproxy").container["env"]}
+    for name in ("triton", "gateway"):
+        (service,) = (
+            one for one in of_kind(resources, "Service") if one["metadata"]["name"] == name
+        )
+        # Headless: an address for each pod.
+        assert service["spec"]["clusterIP"] == "None"
+        assert names[f"ARROWHEAD_{name.upper()}"] == (
+            f"{name}.{service['metadata']['namespace']}.svc.cluster.local"
+        )
+
+
+def test_haproxy_has_room_for_all_replicas(resources: list[Resource]) -> None:
+    room = re.findall(r"server-template (\w+) 1-(\d+)", haproxy_configuration())
+    assert {name for name, _ in room} == {"triton", "gateway"}
+    most = {one["metadata"]["name"]: one["spec"] for one in of_kind(resources, "Deployment")}
+    for name, slots in room:
+        replicas = most.get(name, {}).get("replicas", 0)
+        for one in of_kind(resources, "ScaledObject"):
+            replicas = one["spec"]["maxReplicaCount"] if name == "triton" else replicas
+        assert 0 < replicas + 1 <= int(slots)  # one more, while they are replaced
+
+
+def test_haproxy_may_go_where_its_checks_go(resources: list[Resource]) -> None:
+    checks = re.findall(r"http-check connect .*?port (\d+)", haproxy_configuration())
+    assert checks
+    open_ = {port for who, to, port in ways(resources) if (who, to) == ("haproxy", "triton")}
+    assert {int(port) for port in checks} <= open_
 
 
 def test_haproxy_listens_where_its_ports_are_named(resources: list[Resource]) -> None:
-    bound = re.findall(r"^\s*bind\s+\S*?:(\d+)", haproxy_configuration(), re.MULTILINE)
+    bound = re.findall(r"^\s*bind\s+.*?:(\d+)", haproxy_configuration(), re.MULTILINE)
     ports = part(resources, "haproxy").ports()
     assert sorted(map(int, bound)) == sorted(ports.values())
 
