@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A fleet of servers behind balancers, event by event (simpy). Milliseconds throughout.
 
-A request goes to a balancer (HAProxy), which gives it to a replica by its rule. A replica takes all that wait, up
-to a hundred texts, holds them as long as `Service` says, and answers them together: Triton's
-dynamic batcher without a delay. What a replica held when it died is asked of another, as HAProxy does.
+A request goes to a balancer (HAProxy), which gives it to a replica by its rule. A replica takes all
+that wait, up to a hundred texts, holds them as long as `Service` says, and answers them together:
+Triton's dynamic batcher without a delay. What a replica held when it died is asked of another, as
+HAProxy does.
 
     fleet = Fleet(service, replicas=3, seed=1)
     fleet.arrive(poisson(rate_s=500, seconds=60), mixed)
@@ -32,7 +33,7 @@ RULES = ("round robin", "random", "two choices", "least requests")
 def poisson(random: np.random.Generator, rate_s: float, seconds: float) -> Times:
     """Moments, in ms, of arrivals that know nothing of each other."""
     count = int(rate_s * seconds * 1.1 + 10 * math.sqrt(rate_s * seconds) + 10)
-    moments = np.cumsum(random.exponential(1e3 / rate_s, count))
+    moments: Times = np.cumsum(random.exponential(1e3 / rate_s, count))
     return moments[moments < seconds * 1e3]
 
 
@@ -50,7 +51,7 @@ def bursty(random: np.random.Generator, rate_s: float, seconds: float) -> Times:
         rate = rate_s * (high if is_burst else low)
         moments.append(now + poisson(random, rate, length / 1e3))
         now, is_burst = now + length, not is_burst
-    every = np.concatenate(moments)
+    every: Times = np.concatenate(moments)
     return every[every < seconds * 1e3]
 
 
@@ -109,7 +110,11 @@ class Fleet:
         rule: one of `RULES`; "least requests" is HAProxy's leastconn, which over HTTP/2 counts
             requests under way.
         balancers: each knows of its own requests only.
+        room: requests under way at most; what is beyond is refused, as the gateways do.
         seed: the same fleet with the same seed does the same.
+
+    Attributes:
+        refused: moments, in ms.
     """
 
     def __init__(
@@ -119,8 +124,12 @@ class Fleet:
         *,
         rule: str = "least requests",
         balancers: int = 2,
+        room: float = math.inf,
         seed: int = 1,
     ) -> None:
+        self._room = room
+        self.refused: list[float] = []
+        self.under_way = 0
         self.service = service
         self.environment = simpy.Environment()
         self.random = np.random.default_rng(seed)
@@ -152,11 +161,6 @@ class Fleet:
     def look(self) -> None:
         """The balancers take note of who is offered."""
         self._offered = [at for at, replica in enumerate(self.replicas) if replica.is_offered]
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for an encoder, of all replicas."""
-        return sum(len(replica.queue) for replica in self.replicas)
 
     def arrive(self, moments: Times, tokens: Tokens) -> None:
         """Requests come at these moments, in ms."""
@@ -208,13 +212,18 @@ class Fleet:
     def _arrivals(self, moments: list[float], lengths: list[int], balancers: list[int]) -> Event:
         for moment, length, balancer in zip(moments, lengths, balancers, strict=True):
             yield self.environment.timeout(max(moment - self.environment.now, 0.0))
-            self._send(Request(self.environment.now, length, balancer))
+            if self.under_way >= self._room:
+                self.refused.append(self.environment.now)
+            else:
+                self.under_way += 1
+                self._send(Request(self.environment.now, length, balancer))
 
     def _client(self, balancer: int, tokens: Tokens) -> Event:
         while True:
             length = int(tokens(self.random, 1)[0])
             request = Request(self.environment.now, length, balancer)
             request.answered = self.environment.event()
+            self.under_way += 1
             self._send(request)
             yield request.answered
             yield self.environment.timeout(self.service.way_ms)
@@ -235,9 +244,7 @@ class Fleet:
                 if not replica.queue:
                     replica.wake = self.environment.event()
                     yield replica.wake
-                step = [
-                    replica.queue.popleft() for _ in range(min(len(replica.queue), MOST_TEXTS))
-                ]
+                step = [replica.queue.popleft() for _ in range(min(len(replica.queue), MOST_TEXTS))]
                 replica.held = step
                 tokens = sum(request.tokens for request in step)
                 yield self.environment.timeout(self._hold_ms(len(step), tokens))
@@ -249,6 +256,7 @@ class Fleet:
     def _answer(self, step: Iterable[Request]) -> None:
         for request in step:
             self._under_way[request.balancer][request.replica] -= 1
+            self.under_way -= 1
             self._came.append(request.came)
             self._ms.append(self.environment.now - request.came + self.service.way_ms)
             if request.answered is not None:
@@ -269,5 +277,6 @@ class Fleet:
         counts, turn = self._under_way[balancer], self._turn[balancer]
         self._turn[balancer] += 1
         # Among equals in turn, as HAProxy does.
-        turned = self._offered[turn % len(self._offered) :] + self._offered[: turn % len(self._offered)]
-        return min(turned, key=counts.__getitem__)
+        first = turn % len(self._offered)
+        in_turn = self._offered[first:] + self._offered[:first]
+        return min(in_turn, key=counts.__getitem__)

@@ -5,21 +5,22 @@ A step of the encoder takes all requests that wait. It holds the server for
 
     step_ms + texts * text_ms + tokens * token_ms
 
-- step_ms, token_ms: a line through what the engine takes for batches of all sizes (profile.json, scaling)
+- step_ms, token_ms: a line through what the engine takes for batches of all sizes (profile.json,
+  scaling)
 - text_ms: what a request takes beside that, of the cores that both share: Triton, tokenizer, gRPC
   (the rate with an encoder that computes nothing)
-- way_ms: what a caller waits beside that, without holding anybody up (one text alone, less all above)
+- way_ms: what a caller waits beside that, without holding anybody up (one text alone, less that)
 
-times a number around 1 (lognormal), another one for each step: of one text, as wide as p50 and p99 of one text
-alone are apart; of n texts, which vary each for itself, a square root of n less wide. Loads that none of
-these were taken from say how far all that is from the truth (`loads`).
+times a number around 1 (lognormal), another one for each step: of one text, as wide as p50 and p99
+of one text alone are apart; of n texts, which vary each for itself, a square root of n less wide.
+Loads that none of these were taken from say how far all that is from the truth (`loads`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,13 @@ class Service:
     def hold_ms(self, texts: int, tokens: int) -> float:
         """How long a step of so many texts, and tokens together, holds the server on average."""
         return self.step_ms + texts * self.text_ms + tokens * self.token_ms
+
+    def slower(self, factor: float) -> Service:
+        """A server that takes so many times as long for everything."""
+        step, text, token, way = (
+            factor * ms for ms in (self.step_ms, self.text_ms, self.token_ms, self.way_ms)
+        )
+        return replace(self, step_ms=step, text_ms=text, token_ms=token, way_ms=way)
 
     def most_s(self, tokens: float) -> float:
         """Texts a second of such a length that it computes at most, in full steps."""
