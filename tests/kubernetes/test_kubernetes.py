@@ -19,15 +19,18 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from arrowhead_conversion.command import convert
 from arrowhead_server.command import serve
 from arrowhead_server.gateway.command import gateway
 
-from .conftest import KUBERNETES, ROOT, Resource
+from .conftest import CONVERT, KUBERNETES, OVERLAYS, ROOT, Resource
 
 SCHEMAS = Path(__file__).parent / "schemas"
 # From the first that knows `sleep` of preStop to the newest of the validator.
 VERSIONS = ("1.30", "1.37")
 NAME = "app.kubernetes.io/name"
+GPU = ("overlays/gpu", "triton")
+PVC, OWNER = "persistentVolumeClaim", ("runAsUser", "runAsGroup", "fsGroup")
 SHM = "/dev/shm"  # noqa: S108 (not a temporary file)
 EVERYWHERE = "0.0.0.0"  # noqa: S104 (of its own container)
 STOP_S = 5  # `Server.stop`: "stops within five seconds"
@@ -61,7 +64,8 @@ def pods(resources: list[Resource]) -> list[Pod]:
             one["spec"]["template"]["metadata"]["labels"],
             one["spec"]["template"]["spec"],
         )
-        for one in of_kind(resources, "Deployment")
+        for kind in ("Deployment", "Job")
+        for one in of_kind(resources, kind)
     ]
     for one in of_kind(resources, "InferenceService"):
         predictor = one["spec"]["predictor"]
@@ -104,8 +108,11 @@ def check(resource: Resource, version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_resource_is_valid(resources: list[Resource], version: str) -> None:
-    for resource in resources:
+@pytest.mark.parametrize("name", [*OVERLAYS, CONVERT])
+def test_every_resource_is_valid(
+    everything: dict[str, list[Resource]], name: str, version: str
+) -> None:
+    for resource in everything[name]:
         check(resource, version)
 
 
@@ -118,7 +125,7 @@ def wrong(resource: Resource) -> Resource:
 
 def test_the_check_finds_what_is_wrong(everything: dict[str, list[Resource]]) -> None:
     seen = {one["kind"]: one for name in everything for one in everything[name] if "spec" in one}
-    assert {"Deployment", "PodMonitor", "ScaledObject", "InferenceService"} <= set(seen)
+    assert {"Deployment", "Job", "PodMonitor", "ScaledObject", "InferenceService"} <= set(seen)
     for resource in seen.values():
         with pytest.raises(jsonschema.ValidationError, match="nonsense"):
             check(wrong(resource), VERSIONS[-1])
@@ -136,9 +143,11 @@ def test_what_stands_for_a_pod_at_kserve_is_one(everything: dict[str, list[Resou
 # ---- closed
 
 
-def test_every_pod_keeps_to_the_restricted_profile(resources: list[Resource]) -> None:
+def test_every_pod_keeps_to_the_restricted_profile(
+    everything: dict[str, list[Resource]], resources: list[Resource]
+) -> None:
     assert len(pods(resources)) == 3
-    for pod in pods(resources):
+    for pod in pods([*resources, *everything[CONVERT]]):
         assert pod.spec["automountServiceAccountToken"] is False
         assert pod.spec["enableServiceLinks"] is False
         for host in ("hostNetwork", "hostPID", "hostIPC"):
@@ -163,8 +172,10 @@ def quantity(text: str) -> float:
     return float(number) * {None: 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}[unit]
 
 
-def test_every_pod_says_what_it_needs(resources: list[Resource]) -> None:
-    for pod in pods(resources):
+def test_every_pod_says_what_it_needs(
+    everything: dict[str, list[Resource]], resources: list[Resource]
+) -> None:
+    for pod in pods([*resources, *everything[CONVERT]]):
         limits, requests = (pod.container["resources"][key] for key in ("limits", "requests"))
         assert set(limits) == set(requests) >= {"cpu", "memory"}
         for key in limits:
@@ -199,6 +210,32 @@ def test_images_are_pinned(resources: list[Resource]) -> None:
     for pod in pods(resources):
         assert re.search(r":\d[\w.-]*$|@sha256:[0-9a-f]{64}$", pod.container["image"])
         assert "/" not in pod.container["image"] or "." not in pod.container["image"].split("/")[0]
+
+
+def test_images_are_those_of_compose(everything: dict[str, list[Resource]]) -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    theirs = {name: service["image"] for name, service in compose["services"].items()}
+    for overlay in OVERLAYS:
+        for pod in pods(everything[overlay]):
+            service = "triton-gpu" if (overlay, pod.name) == GPU else pod.labels[NAME]
+            assert pod.container["image"] == theirs[service]
+    (job,) = pods(everything[CONVERT])
+    assert job.container["image"] == theirs["convert"]
+
+
+def test_what_is_converted_is_what_is_served(everything: dict[str, list[Resource]]) -> None:
+    (writer,) = pods(everything[CONVERT])
+    options = parsed(convert, writer)
+    reader = part(everything["base"], "triton")
+    assert options["repository"] == parsed(serve, reader)["repository"]
+    claims = [
+        {one["persistentVolumeClaim"]["claimName"] for one in pod.spec["volumes"] if PVC in one}
+        for pod in (writer, reader)
+    ]
+    assert claims[0] == claims[1] != set()
+    assert {key: writer.spec["securityContext"][key] for key in OWNER} == {
+        key: reader.spec["securityContext"][key] for key in OWNER
+    }
 
 
 def test_an_overlay_names_its_own_images(
