@@ -38,11 +38,11 @@ def poisson(random: np.random.Generator, rate_s: float, seconds: float) -> Times
 
 
 def bursty(random: np.random.Generator, rate_s: float, seconds: float) -> Times:
-    """The same on average, in bursts: at three times the rate for a tenth of the time.
+    """The same on average, in bursts: at twice the rate for a fifth of the time.
 
     Bursts last half a second on average; between them there is as much less.
     """
-    high, share, burst_ms = 3.0, 0.1, 500.0
+    high, share, burst_ms = 2.0, 0.2, 500.0
     low = (1 - share * high) / (1 - share)
     moments, now, is_burst = [], 0.0, False
     while now < seconds * 1e3:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`perf.sizing` as a Markdown page, two pictures, and the tables of docs/sizing.md."""
+"""`perf.sizing` as a Markdown page, a picture, and the tables of docs/sizing.md."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from perf.report import picture, table
 from perf.sizing_events import POLL_S, THRESHOLD
 from perf.sizing_results import Needed, Point, SizingResults
 
-_LOAD_PLOT, _REPLICAS_PLOT = "sizing_latency.png", "sizing_replicas.png"
+_LOAD_PLOT = "sizing_latency.png"
 _COLOURS = ("#999999", ORANGE, BLUE, "#009e73")
+_TICKS = (5, 10, 20, 50, 100, 200)
 _DAYS = (1e5, 1e6, 1e7, 1e8, 1e9)  # texts a day
 _PEAK = 3.0  # the busiest minute over the day's mean
 
@@ -26,7 +27,6 @@ def page(results: SizingResults, plots: Collection[str]) -> str:
         *picture(plots, _LOAD_PLOT, "Latency over load, by replicas"),
         *_rules(results),
         *_needed(results),
-        *picture(plots, _REPLICAS_PLOT, "Replicas over requests a second"),
         *_capacities(results),
         *_disturbed(results),
         *_steps(results),
@@ -56,12 +56,16 @@ def summary(results: SizingResults) -> str:
             _needed_table(results.needed),
             "**What a replica computes, and what it costs**:",
             _capacity_table(results),
+            "**What a replica needs**:",
+            *_memory(results)[1:],
+            "**What goes over the network**:",
+            *_wires(results)[1:],
         ]
     )
 
 
 def draw(results: SizingResults, folder: Path) -> list[str]:
-    """Draws both pictures; returns the files' names."""
+    """Draws latency over load; returns the file's name."""
     with figure_of(folder / _LOAD_PLOT, size=(11, 4.5), columns=2) as (_, (middle, tail)):
         for count, colour in zip(_counts(results.curves), _COLOURS, strict=False):
             some = [point for point in results.curves if point.replicas == count]
@@ -73,19 +77,11 @@ def draw(results: SizingResults, folder: Path) -> list[str]:
             axes.set_xlabel("load, % of what all replicas compute at most")
             axes.set_ylabel(f"{what} (log scale)")
             axes.set_yscale("log")
+            axes.set_yticks(_TICKS, [f"{tick}" for tick in _TICKS])
+            axes.minorticks_off()
+            axes.set_ylim(5, 300)
         tail.legend()
-    with figure_of(folder / _REPLICAS_PLOT, size=(8, 4.5)) as (_, (axes,)):
-        for target, colour in zip(_targets(results.needed), _COLOURS, strict=False):
-            wanted = [one for one in results.needed if one.target_ms == target]
-            rates = [one.requests_s for one in wanted]
-            replicas = [one.replicas for one in wanted]
-            axes.plot(rates, replicas, "-o", color=colour, label=f"p99 within {target:g} ms")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("requests a second")
-        axes.set_ylabel("replicas")
-        axes.legend()
-    return [_LOAD_PLOT, _REPLICAS_PLOT]
+    return [_LOAD_PLOT]
 
 
 def _counts(points: Sequence[Point]) -> list[int]:
@@ -177,7 +173,7 @@ def _rules(results: SizingResults) -> list[str]:
     count, busy = results.rules[0].replicas, results.rules[0].busy
     return [
         "## How requests are spread",
-        f"{count} replicas at {busy:.0%}. *bursty*: a tenth of the time at three times the rate, "
+        f"{count} replicas at {busy:.0%}. *bursty*: a fifth of the time at twice the rate, "
         "half a second at a time. `least requests` is HAProxy's leastconn, which the stack has.",
         table(["rule", "arrivals", "p50, ms", "p99, ms", "p99.9, ms"], rows),
     ]
@@ -205,8 +201,8 @@ def _needed_table(needed: Sequence[Needed]) -> str:
 def _needed(results: SizingResults) -> list[str]:
     return [
         "## Replicas for a rate",
-        f"The fewest whose p99 is within the target, with servers {results.margin:.2f} times as "
-        "slow as simulated. Add one for the one that is away.",
+        "The fewest that are at most 90 % busy and whose p99 is within the target, with servers "
+        f"{results.margin:.2f} times as slow as simulated. Add one for the one that is away.",
         _needed_table(results.needed),
     ]
 
@@ -331,17 +327,23 @@ def _spares(results: SizingResults) -> list[str]:
 
 
 def _cached(results: SizingResults) -> list[str]:
-    first = results.cached[0]
     rows = [
-        (one.where, f"{one.count}", f"{one.entries:,}", f"{one.hit:.0%}") for one in results.cached
+        (
+            f"{one.different:,}",
+            f"{one.count}",
+            f"{one.entries:,}",
+            f"{one.early:.0%}",
+            f"{one.late:.0%}",
+        )
+        for one in results.cached
     ]
     return [
         "## Texts that come again",
-        f"{first.different:,} texts by Zipf's law (exponent 1), spread without regard to the "
-        "text; the share that memories answer once they are full. Each memory sees a part of the "
-        "requests and holds the same texts as the others, so more replicas remember less "
-        "together. The few gateways in front remember for all.",
-        table(["memory of", "memories", "texts in each", "answered"], rows),
+        "Texts by Zipf's law (exponent 1), spread without regard to the text: the share that "
+        "memories answer, of the first tenth of the requests (cold) and of the second half. "
+        "Several memories each see a part of the requests and come to hold the same: more of them "
+        "answer no more, and are cold for longer.",
+        table(["different texts", "memories", "texts in each", "cold", "later"], rows),
     ]
 
 

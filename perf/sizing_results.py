@@ -125,16 +125,16 @@ class Cached:
     """What memories answer, of texts by Zipf's law.
 
     Attributes:
-        where: "each replica" or "each gateway".
+        different: texts there are.
         entries: of each memory. count: of memories, among which requests are spread.
-        hit: share of the requests.
+        early, late: share of the first tenth of the requests, and of the second half.
     """
 
-    where: str
     different: int
     entries: int
     count: int
-    hit: float
+    early: float
+    late: float
 
 
 @dataclass(frozen=True)
