@@ -25,15 +25,21 @@ from perf.profile_stats import parse_metrics
 
 from . import gateways
 
-SCALED = Path(__file__).parents[2] / "deploy/kubernetes/components/autoscaling/scaledobject.yaml"
+SCALED = Path(__file__).parents[2] / "deploy/kubernetes/components/autoscaling/scaledobjects.yaml"
 PENDING, UNDER_WAY = "nv_inference_pending_request_count", "arrowhead_gateway_in_flight"
 CALLERS = 48
+LONG = "of a length that takes the encoder far longer than its caller " * 20
 
 
 @pytest.fixture(scope="module")
 def triggers() -> dict[str, dict[str, Any]]:
-    spec = yaml.safe_load(SCALED.read_text(encoding="utf-8"))["spec"]
-    return {trigger["name"]: trigger["metadata"] for trigger in spec["triggers"]}
+    scaled = {
+        one["metadata"]["name"]: one["spec"]["triggers"]
+        for one in yaml.safe_load_all(SCALED.read_text(encoding="utf-8"))
+    }
+    found = {trigger["name"]: trigger["metadata"] for trigger in scaled["triton"]}
+    assert scaled["gateway"][0]["metadata"]["query"] == found["under-way"]["query"]
+    return found
 
 
 @contextmanager
@@ -44,7 +50,7 @@ def load(embed: Callable[[str], Any]) -> Iterator[None]:
     def ask() -> None:
         while not over.is_set():
             try:
-                embed(f"text {next(numbers)} " + "of some length " * 20)
+                embed(f"text {next(numbers)} " + LONG)
             except Exception as error:  # noqa: BLE001 (told below)
                 failed.append(error)
                 return

@@ -22,6 +22,7 @@ import yaml
 from arrowhead_conversion.command import convert
 from arrowhead_server.command import serve
 from arrowhead_server.gateway.command import gateway
+from arrowhead_server.gateway.embedder import INTERACTIVE
 
 from .conftest import CONVERT, KUBERNETES, OVERLAYS, ROOT, Resource
 
@@ -331,17 +332,33 @@ def test_volumes_and_what_they_name_are_there(resources: list[Resource]) -> None
 
 
 def test_the_autoscaler_scales_what_is_there(resources: list[Resource]) -> None:
-    for one in of_kind(resources, "ScaledObject"):
-        target = one["spec"]["scaleTargetRef"]["name"]
-        assert target == part(resources, "triton").name
-        for deployment in of_kind(resources, "Deployment"):
-            # Else each `kubectl apply` would set the number back.
-            assert ("replicas" in deployment["spec"]) == (deployment["metadata"]["name"] != target)
-        spec = one["spec"]
+    scaled = {one["metadata"]["name"]: one["spec"] for one in of_kind(resources, "ScaledObject")}
+    for name, spec in scaled.items():
+        assert spec["scaleTargetRef"]["name"] == part(resources, name).name
         assert 2 <= spec["minReplicaCount"] < spec["maxReplicaCount"]
         assert spec["fallback"]["replicas"] == spec["minReplicaCount"]
         namespaces = re.findall('namespace="(.*?)"', json.dumps(spec["triggers"]).replace("\\", ""))
-        assert namespaces == [one["metadata"]["namespace"]] * len(spec["triggers"])
+        assert namespaces == ["arrowhead"] * len(spec["triggers"])
+    for deployment in of_kind(resources, "Deployment"):
+        # Else each `kubectl apply` would set the number back.
+        is_fixed = deployment["metadata"]["name"] not in scaled
+        assert ("replicas" in deployment["spec"]) == is_fixed
+
+
+def test_there_are_gateways_enough_to_keep_all_tritons_at_work(
+    everything: dict[str, list[Resource]],
+) -> None:
+    base = {
+        one["metadata"]["name"]: one["spec"]["replicas"]
+        for one in of_kind(everything["base"], "Deployment")
+    }
+    assert base["gateway"] * INTERACTIVE >= base["triton"]
+    scaled = {
+        one["metadata"]["name"]: one["spec"]
+        for one in of_kind(everything["overlays/cpu"], "ScaledObject")
+    }
+    for most in ("minReplicaCount", "maxReplicaCount"):
+        assert scaled["gateway"][most] * INTERACTIVE >= scaled["triton"][most]
 
 
 def test_a_budget_lets_a_node_be_drained(resources: list[Resource]) -> None:
@@ -463,7 +480,8 @@ def test_haproxy_has_room_for_all_replicas(resources: list[Resource]) -> None:
     for name, slots in room:
         replicas = most.get(name, {}).get("replicas", 0)
         for one in of_kind(resources, "ScaledObject"):
-            replicas = one["spec"]["maxReplicaCount"] if name == "triton" else replicas
+            if one["metadata"]["name"] == name:
+                replicas = one["spec"]["maxReplicaCount"]
         assert 0 < replicas + 1 <= int(slots)  # one more, while they are replaced
 
 

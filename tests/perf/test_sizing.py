@@ -185,8 +185,9 @@ def test_the_scaler_leaves_a_quiet_fleet_alone() -> None:
 
 
 def test_the_scaler_is_the_one_of_kubernetes() -> None:
-    file = ROOT / "deploy" / "kubernetes" / "components" / "autoscaling" / "scaledobject.yaml"
-    spec = yaml.safe_load(file.read_text(encoding="utf-8"))["spec"]
+    file = ROOT / "deploy" / "kubernetes" / "components" / "autoscaling" / "scaledobjects.yaml"
+    scaled = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
+    (spec,) = (one["spec"] for one in scaled if one["metadata"]["name"] == "triton")
     thresholds = {one["name"]: one["metadata"]["threshold"] for one in spec["triggers"]}
     assert float(thresholds["under-way"]) == THRESHOLD
     assert spec["pollingInterval"] == POLL_S
