@@ -62,6 +62,9 @@ gpu: $(MODEL)  ## Measure encoder and server on a GPU: perf/results/gpu.md (ARGS
 search: $(MODEL)  ## What an index finds, and how quickly: perf/results/search.md (ARGS="--retrieval DIR")
 	@$(BIN)/python -m perf.search $(ARGS)
 
+sizing: $(READY)  ## How many servers, and what happens to a fleet: perf/results/sizing.md (simulated)
+	@$(BIN)/python -m perf.sizing $(ARGS)
+
 conversions: $(MODEL)  ## Measure conversions: perf/results/conversions.md (ARGS="--sts FILE --retrieval DIR")
 	@$(BIN)/python -m perf.conversions $(ARGS)
 
