@@ -93,3 +93,7 @@ def soak(
 
 def _say(step: str) -> None:
     click.echo(step, err=True)
+
+
+if __name__ == "__main__":
+    main()

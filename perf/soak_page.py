@@ -50,8 +50,10 @@ def draw(results: SoakResults, history: History, folder: Path) -> list[str]:
 def conclusion(results: SoakResults) -> list[tuple[str, str]]:
     """What was looked for, and what was found, a line each."""
     by_verdict: dict[str, list[str]] = {}
-    for found in (*results.trends, *results.rest):
-        by_verdict.setdefault(found.verdict, []).append(str(found.of))
+    judged = [(one.verdict, one.of) for one in results.trends]
+    judged += [(one.verdict, one.of) for one in results.rest]
+    for verdict, of in judged:
+        by_verdict.setdefault(verdict, []).append(str(of))
     slower = [drift.kind for drift in results.drifts if drift.verdict != "steady"]
     lines = [
         ("requests", f"{results.asked:,}"),

@@ -185,7 +185,8 @@ def _blocks(rest: Floats, rng: np.random.Generator) -> Floats:
     length = max(2, int(np.sqrt(count)))
     starts = rng.integers(0, count, -(-count // length))
     places = (starts[:, None] + np.arange(length)) % count
-    return rest[places.ravel()[:count]]
+    drawn: Floats = rest[places.ravel()[:count]]
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,7 @@ class SoakResults(Run):
     @property
     def is_sound(self) -> bool:
         """Whether nothing failed, grows for sure, or was left; drift only on a quiet machine."""
-        found = [one.verdict for one in (*self.trends, *self.rest)]
+        found = [one.verdict for one in self.trends] + [one.verdict for one in self.rest]
         if not self.quick and not self.is_disturbed:
             found += [drift.verdict for drift in self.drifts]
         return not (self.failed or self.lost or self.left or {GROWS, SLOWER} & set(found))

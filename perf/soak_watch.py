@@ -183,13 +183,13 @@ def _percent(
 def _process(part: str, role: str, seen: psutil.Process) -> Process:
     rollup = Path(f"/proc/{seen.pid}/smaps_rollup").read_text(encoding="ascii")
     kib = dict(line.split(":", 1) for line in rollup.splitlines()[1:])
-    megabytes = [int(kib[key].split()[0]) * 1024 / 1e6 for key in ("Rss", "Pss", "Anonymous")]
+    rss, pss, private = (
+        int(kib[key].split()[0]) * 1024 / 1e6 for key in ("Rss", "Pss", "Anonymous")
+    )
     with seen.oneshot():
-        times = seen.cpu_times()
-        return Process(
-            part, role, seen.pid, *megabytes, seen.num_fds(), seen.num_threads(),
-            times.user + times.system,
-        )  # fmt: skip
+        handles, threads, times = seen.num_fds(), seen.num_threads(), seen.cpu_times()
+    worked = times.user + times.system
+    return Process(part, role, seen.pid, rss, pss, private, handles, threads, worked)
 
 
 def _size(file: Path) -> int:
