@@ -293,4 +293,4 @@ def _finish(figure: Any, every: tuple[Any, Any], history: History, file: Path) -
         axes.grid(visible=True, alpha=0.3)
     every[0].legend(loc="upper right", fontsize=8, ncols=2)
     every[0].set_title("dotted lines: a version goes live; dashed: a model's process is killed")
-    figure.savefig(file, dpi=100)
+    figure.savefig(file, dpi=90)
