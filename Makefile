@@ -7,7 +7,7 @@ MODEL := $(or $(lastword $(MADE)),model_repository/minilm_encoder/1/weights.parq
 BIN   := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert quickstart serve stack test check perf peers profile gateway handover search gpu conversions constraints clean
+.PHONY: help setup convert quickstart serve stack test check perf peers profile gateway handover search gpu conversions soak constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ gpu: $(MODEL)  ## Measure encoder and server on a GPU: perf/results/gpu.md (ARGS
 
 search: $(MODEL)  ## What an index finds, and how quickly: perf/results/search.md (ARGS="--retrieval DIR")
 	@$(BIN)/python -m perf.search $(ARGS)
+
+soak: $(MODEL)  ## An hour of mixed load on the stack; does it leak? perf/results/soak.md (ARGS="--minutes 20")
+	@$(BIN)/python -m perf.soak $(ARGS)
 
 conversions: $(MODEL)  ## Measure conversions: perf/results/conversions.md (ARGS="--sts FILE --retrieval DIR")
 	@$(BIN)/python -m perf.conversions $(ARGS)
