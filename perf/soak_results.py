@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 STEADY, GROWS, SLOWER, UNCLEAR = "steady", "**grows**", "**slower**", "unclear: run longer"
 MOST_DRIFT = 1.5  # of the last third's p50 to the first's
 _LEAST_POINTS = 8  # of a life; a shorter one tells nothing
+_LEAST_WATCHED_S = 300.0  # else noise, which is slow, is taken for growth
 _MOST_POINTS = 120  # of a life; more are joined to medians
 _DRAWS = 200
 _HOUR_S = 3600.0
@@ -123,6 +124,7 @@ class Trend:
     Attributes:
         processes: how many of them there are at once.
         lives: how many lived long enough to tell.
+        watched_s: how long these were watched when they were warm, together.
         first, last: medians of the first and the last tenth, of one process on average.
         slope: of one process; None if none lived long enough.
     """
@@ -130,13 +132,16 @@ class Trend:
     of: Of
     processes: int
     lives: int
+    watched_s: float
     first: float
     last: float
     slope: Slope | None
 
     @property
     def verdict(self) -> str:
-        return UNCLEAR if self.slope is None else self.slope.verdict(self.of.quantity.bound)
+        if self.slope is None or self.watched_s < _LEAST_WATCHED_S:
+            return UNCLEAR
+        return self.slope.verdict(self.of.quantity.bound)
 
 
 def trend(of: Of, lives: Sequence[Life], *, warm_up_s: float, processes: int = 1) -> Trend:
@@ -146,11 +151,20 @@ def trend(of: Of, lives: Sequence[Life], *, warm_up_s: float, processes: int = 1
     if not told:
         seen = [float(life.values[-1]) for life in lives if len(life.at_s)]
         value = float(np.mean(seen)) if seen else 0.0
-        return Trend(of, processes, 0, value, value, None)
+        return Trend(of, processes, 0, 0.0, value, value, None)
     tenths = [max(1, len(life.values) // 10) for life in told]
     first = [np.median(life.values[:n]) for life, n in zip(told, tenths, strict=True)]
     last = [np.median(life.values[-n:]) for life, n in zip(told, tenths, strict=True)]
-    return Trend(of, processes, len(told), float(np.mean(first)), float(np.mean(last)), slope(told))
+    watched_s = sum(float(np.ptp(life.at_s)) for life in told)
+    return Trend(
+        of,
+        processes,
+        len(told),
+        watched_s,
+        float(np.mean(first)),
+        float(np.mean(last)),
+        slope(told),
+    )
 
 
 def slope(lives: Sequence[Life]) -> Slope:
