@@ -53,7 +53,7 @@ _ROLES = (
 _BORN_S = 5.0  # who is seen earlier is older than the load
 _UNLOADED_S = 10.0  # after a version went live, the old one's processes end
 _GONE_S = 5.0
-# More may be held by a process after the load than before it. HAProxy keeps connections for the next
+# More may be held by a process after the load than before. HAProxy keeps connections for the next
 # request; a model's process that starts while Triton listens inherits Triton's open sockets.
 _ALLOWED = {
     ("handles", "haproxy"): 8.0,
@@ -258,7 +258,11 @@ class Soak:
         number = 0
         while not stop.is_set():
             at_s, took_s = self._watch.now_s, None
-            done = await do(number)
+            try:
+                done = await do(number)
+            except Lost as error:
+                self._lose(str(error), stop)
+                return
             while took_s is None and self._watch.now_s - at_s < _RECOVERY_S:
                 await asyncio.sleep(_LOOK_S)
                 if await done.is_over():
@@ -305,6 +309,8 @@ class Soak:
             for process in self.history.moments[-1].processes
             if process.part == part
         }
+        if not {role, "tritonserver"} <= before.keys():
+            raise Lost(f"{part} has no {role}: {sorted(before)}")
         with contextlib.suppress(ProcessLookupError):  # replaced since the last look
             os.kill(before[role], signal.SIGKILL)
 
