@@ -42,8 +42,14 @@ class Life:
 
     def warm(self, warm_up_s: float) -> Life:
         """Without its first seconds."""
-        kept = self.at_s >= self.at_s[0] + warm_up_s
+        kept = self.at_s - self.at_s[:1] >= warm_up_s
         return Life(self.at_s[kept], self.values[kept])
+
+    def cut(self, at_s: Sequence[float]) -> list[Life]:
+        """The pieces between these moments; none is empty."""
+        places = np.searchsorted(self.at_s, at_s)
+        pieces = zip(np.split(self.at_s, places), np.split(self.values, places), strict=True)
+        return [Life(seconds, values) for seconds, values in pieces if len(seconds)]
 
     def thinned(self) -> Life:
         """At most `_MOST_POINTS` points, the medians of neighbours."""

@@ -77,6 +77,7 @@ class Effort:
         first_swap_s, swap_s: until a new version goes live, and between two such.
         first_kill_s, kill_s: the same of killed processes.
         refill_s: until the response cache of a new Triton is full again.
+        remember_s: until a gateway's memory is full again after a swap.
     """
 
     peak_s: float
@@ -89,6 +90,7 @@ class Effort:
     first_kill_s: float
     kill_s: float
     refill_s: float
+    remember_s: float
 
     @classmethod
     def of(cls, minutes: float) -> Effort:
@@ -100,10 +102,11 @@ class Effort:
             sample_s=5,
             warm_up_s=60,
             first_swap_s=150,
-            swap_s=300,
+            swap_s=720,
             first_kill_s=420,
             kill_s=600,
             refill_s=900,
+            remember_s=480,
         )
 
 
@@ -118,6 +121,7 @@ QUICK = Effort(
     first_kill_s=23,
     kill_s=1000,
     refill_s=1000,
+    remember_s=4,
 )
 
 
@@ -385,8 +389,19 @@ class Soak:
         return by_role + whole
 
     def _lives(self, role: str, field: str) -> list[Life]:
-        """Of a Triton that was started anew, only when its response cache is full again."""
+        """Of who remembers texts, only when his memory is full again.
+
+        A Triton that was started anew has an empty response cache, and to a gateway a new version
+        is one of which it knows no vector.
+        """
         found = lives(self.history.moments, role, field)
+        if role == "arrowhead gateway":
+            swaps = [event.at_s for event in self.history.events if event.kind == "swap"]
+            cut = [piece for life in found for piece in life.cut(swaps)]
+            return [
+                piece if piece.at_s[0] < _BORN_S else piece.warm(self._effort.remember_s)
+                for piece in cut
+            ]
         if role != "tritonserver":
             return found
         return [

@@ -98,6 +98,12 @@ def test_a_jump_and_a_spike_are_no_leak() -> None:
     assert trend(MEMORY, [one], warm_up_s=60).verdict == STEADY
 
 
+def test_a_life_is_cut_at_events() -> None:
+    one = Life(np.arange(4.0), np.arange(4.0) * 10)
+    pieces = [piece.values.tolist() for piece in one.cut([-1.0, 1.5, 9.0])]
+    assert pieces == [[0, 10], [20, 30]]
+
+
 def test_what_never_changes_has_no_slope() -> None:
     flat = Life(np.arange(0, 600, 5.0), np.full(120, 17.0))
     found = trend(Of(OF_PROCESSES[1], "haproxy"), [flat], warm_up_s=60)
