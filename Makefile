@@ -64,6 +64,8 @@ search: $(MODEL)  ## What an index finds, and how quickly: perf/results/search.m
 
 sizing: $(READY)  ## How many servers, and what happens to a fleet: perf/results/sizing.md (simulated)
 	@$(BIN)/python -m perf.sizing $(ARGS)
+soak: $(MODEL)  ## An hour of mixed load on the stack; does it leak? perf/results/soak.md (ARGS="--minutes 20")
+	@$(BIN)/python -m perf.soak $(ARGS)
 
 conversions: $(MODEL)  ## Measure conversions: perf/results/conversions.md (ARGS="--sts FILE --retrieval DIR")
 	@$(BIN)/python -m perf.conversions $(ARGS)
