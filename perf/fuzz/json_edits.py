@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 _DEEP = "@deep@"
-_NEST = "[" * 100_000 + "]" * 100_000
+DEEP = 100_000
 _NUMBERS = (
     *(0, 1, -1, 2, 7, 255, 256, 2**31 - 1, 2**31, 2**32 + 1, -(2**31) - 1, 2**63, 10**30),
     *(0.5, -0.0, 1e-9, 1e39, 1e308, float("nan"), float("inf"), float("-inf")),
@@ -44,12 +44,13 @@ _BYTES = st.lists(st.tuples(st.integers(0, 100_000), st.integers(0, 255)), max_s
 
 
 @st.composite
-def edited(draw: st.DrawFn, base: Any) -> bytes:
-    """The JSON of `base` after some edits; mostly still JSON."""
+def edited(draw: st.DrawFn, base: Any, depth: int = DEEP) -> bytes:
+    """The JSON of `base` after some edits, mostly still JSON; lists nest `depth` deep at most."""
     document = [copy.deepcopy(base)]
     for place, edit, value in draw(_EDITS):
         _apply(document, place, edit, value)
-    text = json.dumps(document[0] if document else None).replace(f'"{_DEEP}"', _NEST)
+    text = json.dumps(document[0] if document else None)
+    text = text.replace(f'"{_DEEP}"', "[" * depth + "]" * depth)
     raw = bytearray(text.encode("utf-8", "replace"))
     del raw[len(raw) - min(draw(_CUTS), len(raw)) :]
     for place, value in draw(_BYTES):
