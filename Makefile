@@ -7,7 +7,7 @@ MODEL := $(or $(lastword $(MADE)),model_repository/minilm_encoder/1/weights.parq
 BIN   := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup convert quickstart serve test check perf peers profile gateway handover search gpu conversions constraints clean
+.PHONY: help setup convert quickstart serve test check perf peers profile gateway handover search fuzz gpu conversions constraints clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -57,6 +57,10 @@ gpu: $(MODEL)  ## Measure encoder and server on a GPU: perf/results/gpu.md (ARGS
 
 search: $(MODEL)  ## What an index finds, and how quickly: perf/results/search.md (ARGS="--retrieval DIR")
 	@$(BIN)/python -m perf.search $(ARGS)
+
+fuzz: $(MODEL)  ## Hostile input for all that reads what strangers send: perf/results/fuzz.md (ARGS="--minutes 10")
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group fuzz
+	@$(BIN)/python -m perf.fuzz $(ARGS)
 
 conversions: $(MODEL)  ## Measure conversions: perf/results/conversions.md (ARGS="--sts FILE --retrieval DIR")
 	@$(BIN)/python -m perf.conversions $(ARGS)
