@@ -24,7 +24,6 @@ from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 import aiohttp
-import numpy as np
 from urllib3 import Timeout, connection_from_url
 from urllib3 import exceptions as pool_errors
 from urllib3.connection import HTTPConnection
@@ -43,7 +42,7 @@ from arrowhead_client._info import Config
 from arrowhead_client._plan import Answer, Request, Tensor
 from arrowhead_client._transports import AsyncTransport, Transport, config_in, embedding_width
 from arrowhead_client._url import Endpoint, parse_url
-from arrowhead_client._wire import MOST_BYTES, dtype_of, read, shaped
+from arrowhead_client._wire import MOST_BYTES, listed, read
 
 _HEAD_SIZE = "Inference-Header-Content-Length"  # of a body, the part that is JSON
 # What reading a 200 raises where it is something else: JSON without an end, of a depth that no
@@ -334,7 +333,7 @@ def _answer(request: Request, reply: _Reply) -> Answer:
             raise ValueError(f"output {output['name']!r} twice")
         size = (output.get("parameters") or {}).get("binary_data_size")
         if size is None:
-            array = shaped(np.array(output["data"], dtype_of(kind)), shape)
+            array = listed(kind, shape, output["data"])
         elif not 0 <= size <= len(content) - place:
             raise ValueError(f"a tensor of {size} bytes, where {len(content) - place} are left")
         else:

@@ -36,6 +36,20 @@ def read(kind: str, shape: Sequence[int], content: bytes | memoryview) -> npt.ND
     return shaped(np.frombuffer(content, dtype_of(kind)), shape)
 
 
+def listed(kind: str, shape: Sequence[int], values: Any) -> npt.NDArray[Any]:
+    """The same of a tensor whose elements stand in JSON.
+
+    Raises:
+        ValueError, TypeError: they do not fit type and shape.
+    """
+    wanted = dtype_of(kind)
+    array = np.array(values, wanted if np.dtype(wanted).kind in "fO" else None)
+    cast = array.astype(wanted, copy=False)
+    if cast is not array and not np.array_equal(cast, array):  # numpy would wrap them, or cut
+        raise ValueError(f"numbers that are no {kind}")
+    return shaped(cast, shape)
+
+
 def shaped(array: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
     """The array in this shape, which must say the size of each axis itself.
 

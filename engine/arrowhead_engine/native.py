@@ -204,7 +204,11 @@ class NativeEngine:
         flat = np.ascontiguousarray(np.concatenate(ids), np.int32)
         counts = [len(row) for row in ids]
         # Taken for unsigned, negative ids are high ones.
-        if min(counts) < 1 or max(counts) > self._plan.most or flat.view(np.uint32).max() >= self._words:
+        if (
+            min(counts) < 1
+            or max(counts) > self._plan.most
+            or flat.view(np.uint32).max() >= self._words
+        ):
             raise ValueError(
                 f"texts of {min(counts)} to {max(counts)} ids from {flat.min(initial=0)} to "
                 f"{flat.max(initial=0)}; wanted 1 to {self._plan.most}, below {self._words}"

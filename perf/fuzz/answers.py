@@ -25,7 +25,7 @@ from arrowhead_client import ArrowheadError, Client, GrpcTransport, HttpTranspor
 from arrowhead_client._http import _Reply
 from arrowhead_client._texts import packed
 from arrowhead_client._transports import FakeTransport
-from perf.fuzz.json_edits import edited
+from perf.fuzz.json_edits import DEEP, edited
 from perf.fuzz.target import Target, plain
 
 _WIDTH = 8
@@ -332,6 +332,63 @@ def _check_grpc(message: Message) -> None:
     _check(message.call, _CannedGrpc(config, metadata, answer), b"", b"")
 
 
+_DEEP = b"[" * DEEP
+_NAN = np.full(_ROWS * _WIDTH, np.nan, "<f4").tobytes()
+
+
+def _over_http(call: str, outputs: list[Output], **changes: Any) -> Spoilt:
+    head = _json({"outputs": [_described(output, True) for output in outputs]})
+    tail = b"".join(output.content for output in outputs)
+    sound = Spoilt(call, 200, _json(_CONFIG), _json(_METADATA), head, tail, None)
+    return sound._replace(**changes)
+
+
+def _over_grpc(call: str, outputs: list[Output]) -> Message:
+    answer = messages.ModelInferResponse()
+    for output in outputs:
+        answer.outputs.add(name=output.name, datatype=output.kind, shape=output.shape)
+        answer.raw_output_contents.append(output.content)
+    told = _grpc_config().SerializeToString(), _grpc_metadata().SerializeToString()
+    return Message(call, *told, answer.SerializeToString())
+
+
+def _told(**changes: Any) -> list[Output]:
+    """The answer to `info` with other values."""
+    return [_texts("info", [1, 1], [_json({**_INFO, **changes})])]
+
+
+def _tokens(**changes: Output) -> list[Output]:
+    return [changes.get(output.name, output) for output in _TOKENS]
+
+
+# Of both protocols: which call, and the outputs that it got.
+_FOUND: tuple[tuple[str, list[Output]], ...] = (
+    ("info", [_texts("info", [1, 1], [_DEEP])]),
+    ("info", _told(dimension="8")),
+    ("info", _told(fingerprint=7, max_seq_length=None)),
+    ("embed", [_vectors(_ROWS)._replace(content=_NAN)]),
+    ("embed", [_vectors(_ROWS)._replace(kind="INT32")]),
+    ("embed", [_vectors(_ROWS)._replace(shape=[-1, _WIDTH])]),
+    ("embed", [_texts("embeddings", [_ROWS, 1], [b"1", b"2", b"x"])]),
+    ("count tokens", [_numbers("length", "INT32", [_ROWS, 1], [-2] * _ROWS), _COUNTS[1]]),
+    ("tokenize", _tokens(length=_numbers("length", "INT32", [_ROWS, 1], [4] * _ROWS))),
+    ("tokenize", _tokens(tokens=_texts("tokens", [_ROWS, 3], [b"\xa4"] * 9))),
+    ("tokenize", _tokens(offsets=_numbers("offsets", "INT32", [_ROWS, 3, 2], [9, 1] * 9))),
+)
+_WRAPPED = {"name": "length", "datatype": "INT32", "shape": [_ROWS, 1], "data": [2**32 + 1] * _ROWS}
+_FOUND_HTTP = (
+    *(_over_http(call, outputs) for call, outputs in _FOUND),
+    _over_http("embed", [], head=_DEEP),
+    _over_http("embed", [], head=_DEEP, status=503),
+    _over_http("prompts", [], config=_DEEP),
+    _over_http("embed", [_vectors(_ROWS)], head_size="-99"),
+    _over_http("embed", [], status=400, head=_json({"error": "\x1b[2J" + "a" * 100_000})),
+    _over_http(
+        "count tokens", [], head=_json({"outputs": [_WRAPPED, _described(_COUNTS[1], False)]})
+    ),
+)
+_FOUND_GRPC = tuple(_over_grpc(call, outputs) for call, outputs in _FOUND)
+
 _WANTED = "An error of the client's tree that a terminal can show, or what the answer says."
-HTTP = Target("client: HTTP answers", _WANTED, _spoilt(), plain(_check_http))
-GRPC = Target("client: gRPC answers", _WANTED, _messages(), plain(_check_grpc))
+HTTP = Target("client: HTTP answers", _WANTED, _spoilt(), plain(_check_http), _FOUND_HTTP)
+GRPC = Target("client: gRPC answers", _WANTED, _messages(), plain(_check_grpc), _FOUND_GRPC)

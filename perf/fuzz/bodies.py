@@ -16,7 +16,15 @@ from perf.fuzz.target import Target, plain
 _PIECES = st.sampled_from(
     [
         *(b"[", b"]", b"{", b"}", b'"', b"\\", b'\\"', b"\\\\", b",", b":", b"1", b"null", b" "),
-        *(b"\xef\xbb\xbf", b"\xff\xfe", b"\x00", b"\xf0\x9f\x99\x82", b"\\ud83d\\ude42", b'"a"', b"[]"),
+        *(
+            b"\xef\xbb\xbf",
+            b"\xff\xfe",
+            b"\x00",
+            b"\xf0\x9f\x99\x82",
+            b"\\ud83d\\ude42",
+            b'"a"',
+            b"[]",
+        ),
         *(b'"[["', b'"]]"', b'"\\\\"', b'"\\""', b"[" * 17, b"]" * 17, b'"a":', b"\xc3\xa9"),
     ]
 )
@@ -39,7 +47,9 @@ def _check(body: bytes) -> None:
         return
     depth, strings, lists = _measured(document)
     assert depth <= MOST_DEPTH, f"{depth} levels were let in"
-    assert needed >= PER_TEXT * max(strings, lists), f"{needed} for {strings} strings, {lists} lists"
+    assert needed >= PER_TEXT * max(strings, lists), (
+        f"{needed} for {strings} strings, {lists} lists"
+    )
 
 
 def _measured(document: Any) -> tuple[int, int, int]:
@@ -48,7 +58,9 @@ def _measured(document: Any) -> tuple[int, int, int]:
         return 0, 1, 0
     if not isinstance(document, (list, dict)):
         return 0, 0, 0
-    inner = [_measured(one) for one in (document.values() if isinstance(document, dict) else document)]
+    inner = [
+        _measured(one) for one in (document.values() if isinstance(document, dict) else document)
+    ]
     return (
         1 + max((depth for depth, _, _ in inner), default=0),
         sum(strings for _, strings, _ in inner),

@@ -15,7 +15,20 @@ _NUMBERS = (
     *(0, 1, -1, 2, 7, 255, 256, 2**31 - 1, 2**31, 2**32 + 1, -(2**31) - 1, 2**63, 10**30),
     *(0.5, -0.0, 1e-9, 1e39, 1e308, float("nan"), float("inf"), float("-inf")),
 )
-_STRINGS = ("", "a", "BYTES", "INT32", "FP32", "FP16", "BF16", "BOOL", "FP64", "\x00", "\ud800", "é🙂")
+_STRINGS = (
+    "",
+    "a",
+    "BYTES",
+    "INT32",
+    "FP32",
+    "FP16",
+    "BF16",
+    "BOOL",
+    "FP64",
+    "\x00",
+    "\ud800",
+    "é🙂",
+)
 _SCALARS = st.one_of(
     st.sampled_from(_NUMBERS),
     st.integers(),

@@ -63,9 +63,23 @@ class Script(NamedTuple):
 
 _STATUS_LINES = st.sampled_from(
     [
-        *(b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200\r\n", b"HTTP/1.0 200 OK\r\n", b"HTTP/2 200 OK\r\n"),
-        *(b"HTTP/1.1 100 Continue\r\n", b"HTTP/1.1 101 Switching Protocols\r\n", b"HTTP/1.1 204 \r\n"),
-        *(b"HTTP/1.1 999 \xff\r\n", b"HTTP/1.1 0 x\r\n", b"HTTP/1.1 -1 x\r\n", b"HTTP/1.1 2e2 x\r\n"),
+        *(
+            b"HTTP/1.1 200 OK\r\n",
+            b"HTTP/1.1 200\r\n",
+            b"HTTP/1.0 200 OK\r\n",
+            b"HTTP/2 200 OK\r\n",
+        ),
+        *(
+            b"HTTP/1.1 100 Continue\r\n",
+            b"HTTP/1.1 101 Switching Protocols\r\n",
+            b"HTTP/1.1 204 \r\n",
+        ),
+        *(
+            b"HTTP/1.1 999 \xff\r\n",
+            b"HTTP/1.1 0 x\r\n",
+            b"HTTP/1.1 -1 x\r\n",
+            b"HTTP/1.1 2e2 x\r\n",
+        ),
         *(b"HTTP/1.1 301 x\r\nLocation: http://[\r\n", b"HTTP/1.1 503 Busy\r\n", b"ICY 200 OK\r\n"),
         *(b"\r\n", b"", b"HTTP/1.1 400 \x1b[2Jred\r\n", b"HTTP/1.1 200 " + b"a" * 70_000 + b"\r\n"),
     ]
@@ -75,17 +89,49 @@ _HEADERS = st.sampled_from(
         *(_SIZE, b"Inference-Header-Content-Length: -1\r\n", b"Content-Length: -5\r\n"),
         *(b"Content-Length: %d\r\n" % len(_BODY), b"Content-Length: 99999999999999999999\r\n"),
         *(b"Content-Length: x\r\n", b"Content-Length: 10\r\nContent-Length: 11\r\n"),
-        *(b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: gzip, chunked\r\n", b"no colon\r\n"),
-        *(b"Content-Encoding: gzip\r\n", b"Content-Encoding: deflate\r\n", b"Content-Encoding: br\r\n"),
-        *(b"Connection: close\r\n", b": empty\r\n", b" folded\r\n", b"X: \x00\xff\r\n", b"\xff: x\r\n"),
+        *(
+            b"Transfer-Encoding: chunked\r\n",
+            b"Transfer-Encoding: gzip, chunked\r\n",
+            b"no colon\r\n",
+        ),
+        *(
+            b"Content-Encoding: gzip\r\n",
+            b"Content-Encoding: deflate\r\n",
+            b"Content-Encoding: br\r\n",
+        ),
+        *(
+            b"Connection: close\r\n",
+            b": empty\r\n",
+            b" folded\r\n",
+            b"X: \x00\xff\r\n",
+            b"\xff: x\r\n",
+        ),
         *(b"X: " + b"a" * 70_000 + b"\r\n", b"X: y\r\n" * 300, b"Set-Cookie: a=b; c\r\n", b"\n"),
     ]
 )
 _BODIES = st.sampled_from(
     [
-        *(_BODY, _BODY[:-1], _BODY + b"\0", b"", b"{}", b"[" * 100_000, b"\x1f\x8b\x08" + b"\0" * 30),
-        *(b"%x\r\n%b\r\n0\r\n\r\n" % (len(_BODY), _BODY), b"ffffffffffffffff\r\n", b"-1\r\n", b"x\r\n"),
-        *(b"1;" + b"a" * 70_000, b"0\r\n" + b"X: y\r\n" * 20_000, b'{"error": "\x1b[31m"}', b"\xff" * 99),
+        *(
+            _BODY,
+            _BODY[:-1],
+            _BODY + b"\0",
+            b"",
+            b"{}",
+            b"[" * 100_000,
+            b"\x1f\x8b\x08" + b"\0" * 30,
+        ),
+        *(
+            b"%x\r\n%b\r\n0\r\n\r\n" % (len(_BODY), _BODY),
+            b"ffffffffffffffff\r\n",
+            b"-1\r\n",
+            b"x\r\n",
+        ),
+        *(
+            b"1;" + b"a" * 70_000,
+            b"0\r\n" + b"X: y\r\n" * 20_000,
+            b'{"error": "\x1b[31m"}',
+            b"\xff" * 99,
+        ),
     ]
 )
 _GRPC = st.sampled_from(
@@ -124,7 +170,7 @@ _SCRIPTS = st.builds(
 )
 
 
-class _Server:
+class HostileServer:
     """Plays the script of the moment to every connection."""
 
     def __init__(self) -> None:
@@ -179,7 +225,7 @@ class _Server:
 
 @contextmanager
 def _opened(repository: Path) -> Iterator[Check]:
-    server = _Server()
+    server = HostileServer()
 
     def check(script: Script) -> None:
         server.play(script)
@@ -217,5 +263,21 @@ LINES = Target(
     "An error of the client's tree in time, or the very vector that was sent.",
     _SCRIPTS,
     _opened,
+    found=(
+        # Each read met something, so none timed out.
+        Script("http", (Piece(b"HTTP/1.1 100 Continue\r\n\r\n", 0.05),), True, "hold"),
+        Script(
+            "http",
+            (Piece(b"HTTP/1.1 200 OK\r\n", 0.0), Piece(b"X: y\r\n", 0.3)),
+            True,
+            "hold",
+        ),
+        Script(
+            "http",
+            (Piece(b"HTTP/1.1 400 \x1b[2Jred\r\nContent-Length: 0\r\n\r\n", 0.0),),
+            False,
+            "close",
+        ),
+    ),
     guided=False,
 )

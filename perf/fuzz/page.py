@@ -72,7 +72,5 @@ def page(results: FuzzResults) -> str:
     for one in results.targets:
         for fault in one.faults:
             told = " ".join(fault.message.split())
-            parts.append(
-                f"{one.name}: {fault.what}: {told}\n\n```\n{fault.input[:_SHOWN]}\n```"
-            )
+            parts.append(f"{one.name}: {fault.what}: {told}\n\n```\n{fault.input[:_SHOWN]}\n```")
     return "\n\n".join(parts) + "\n"

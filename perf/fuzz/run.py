@@ -247,5 +247,3 @@ def _resident_mb(pid: int) -> float:
     with suppress(psutil.NoSuchProcess):
         return float(psutil.Process(pid).memory_info().rss / 1e6)
     return 0.0
-
-

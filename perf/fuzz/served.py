@@ -183,7 +183,9 @@ _CONTENT = st.one_of(
     st.just(np.array([4], "<i4").tobytes()),
     st.just(b"\xff\xff\xff\xff"),
     st.just(b"\xff\xff\xff\x7fabc"),
-    st.lists(st.integers(-(2**31), 2**31 - 1), max_size=6).map(lambda n: np.array(n, "<i4").tobytes()),
+    st.lists(st.integers(-(2**31), 2**31 - 1), max_size=6).map(
+        lambda n: np.array(n, "<i4").tobytes()
+    ),
     st.binary(max_size=40),
     st.binary(max_size=12).map(lambda raw: packed([raw])),
 )
@@ -192,7 +194,9 @@ _CONTENT = st.one_of(
 @st.composite
 def _grpc(draw: st.DrawFn) -> bytes:
     request = messages.ModelInferRequest(
-        model_name=draw(st.sampled_from([MODEL, f"{MODEL}_tokenizer", f"{MODEL}_encoder", "", "x"])),
+        model_name=draw(
+            st.sampled_from([MODEL, f"{MODEL}_tokenizer", f"{MODEL}_encoder", "", "x"])
+        ),
         model_version=draw(st.sampled_from(["", "", "", "1", "-1", "x"])),
         id=draw(st.sampled_from(["", "an id", "\x00"])),
     )
@@ -216,7 +220,17 @@ def _grpc(draw: st.DrawFn) -> bytes:
                 tensor.contents.bytes_contents.append(b"a text")
         for _ in range(draw(st.integers(0, 3))):
             request.raw_input_contents.append(draw(_CONTENT))
-    wanted = ["embeddings", "length", "tokens", "offsets", "info", "input_ids", "truncated", "", "x"]
+    wanted = [
+        "embeddings",
+        "length",
+        "tokens",
+        "offsets",
+        "info",
+        "input_ids",
+        "truncated",
+        "",
+        "x",
+    ]
     for name in draw(st.lists(st.sampled_from(wanted), max_size=4)):
         request.outputs.add(name=name)
     for name in draw(st.lists(st.sampled_from(_PARAMETERS), max_size=2)):
@@ -271,17 +285,34 @@ _HEADERS = st.lists(
     st.sampled_from(
         [
             *(b"Content-Type: text/plain", b"Content-Type: application/json; charset=utf-16"),
-            *(b"Authorization: Bearer x", b"Authorization: \xff", b"X-Forwarded-For: ::1, x", b"X: \x00"),
-            *(b"Expect: 100-continue", b"Upgrade: websocket", b"Connection: upgrade", b"Origin: http://x"),
+            *(
+                b"Authorization: Bearer x",
+                b"Authorization: \xff",
+                b"X-Forwarded-For: ::1, x",
+                b"X: \x00",
+            ),
+            *(
+                b"Expect: 100-continue",
+                b"Upgrade: websocket",
+                b"Connection: upgrade",
+                b"Origin: http://x",
+            ),
             *(b"Content-Encoding: gzip", b"Accept: image/png", b"Host: x", b"X: " + b"a" * 70_000),
-            *(b"X: y\r\n" * 200 + b"X: y", b"traceparent: 00-x", b"X-Request-Id: \x1b[2J", b" folded"),
+            *(
+                b"X: y\r\n" * 200 + b"X: y",
+                b"traceparent: 00-x",
+                b"X-Request-Id: \x1b[2J",
+                b" folded",
+            ),
             *(b"Transfer-Encoding: identity", b"Content-Length: 1", b"no colon", b"Cookie: a=b"),
         ]
     ),
     max_size=2,
 )
 _FRAMES = st.sampled_from(
-    ["length"] * 8 + ["chunked"] * 3 + ["bytes", "too long", "too short", "both", "bad chunk", "none"]
+    ["length"] * 8
+    + ["chunked"] * 3
+    + ["bytes", "too long", "too short", "both", "bad chunk", "none"]
 )
 
 

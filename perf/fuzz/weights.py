@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from arrowhead_engine.spec import (
 )
 from arrowhead_engine.weightfile import Tensor, WeightFile
 from arrowhead_engine.weightwriter import Compression, write
-from perf.fuzz.json_edits import edited
+from perf.fuzz.json_edits import DEEP, edited
 from perf.fuzz.target import Check, Target, plain
 
 _KINDS: dict[str, Compression] = {"none": "none", "int8": "none", "lz4": "lz4", "zstd": "zstd"}
@@ -66,7 +66,11 @@ class Edits(NamedTuple):
 _VARINTS = [b"\xff" * 9 + b"\x01", b"\x80" * 10, b"\xff\xff\xff\xff\x0f", b"\xfe\xff\xff\xff\x0f"]
 _PUT = st.one_of(st.binary(max_size=3), st.sampled_from([*_VARINTS, b"\x15\xff", b"\x19\xfc", b""]))
 _EDIT = st.builds(
-    Edit, st.sampled_from([True, True, True, False]), st.integers(0, 20_000), st.integers(0, 4), _PUT
+    Edit,
+    st.sampled_from([True, True, True, False]),
+    st.integers(0, 20_000),
+    st.integers(0, 4),
+    _PUT,
 )
 _EDITS = st.builds(
     Edits,
@@ -168,6 +172,8 @@ def _descriptions(repository: Path) -> Iterator[Check]:
     with tempfile.TemporaryDirectory(prefix="arrowhead-fuzz-") as folder:
         path = Path(folder) / "weights.parquet"
         write(path, _network(), _METADATA)
+        with suppress(EngineError):  # imports transformers, which would count as a slow input
+            architecture("none").config({"model_type": "none"})
         with WeightFile.open(path) as weights:
 
             def check(described: Described) -> None:
@@ -246,6 +252,15 @@ def _described(draw: st.DrawFn) -> Described:
     )
 
 
+def _with(document: dict[str, Any], **changes: Any) -> bytes:
+    return json.dumps({**document, **changes}).encode()
+
+
+def _changed(**changes: bytes) -> Described:
+    sound = Described(_METADATA[MODEL_KEY].encode(), _METADATA[CERTIFICATE_KEY].encode())
+    return sound._replace(**changes)
+
+
 FILE = Target(
     "weight file: all of its bytes",
     "One of the format's errors, or tensors within the file; with right checksums those that were "
@@ -264,4 +279,18 @@ DESCRIPTION = Target(
     "One of the engine's errors, or a model that reproduces its certified vector.",
     _described(),
     _descriptions,
+    found=(
+        _changed(model=b"[" * DEEP),
+        _changed(certificate=b"[" * DEEP),
+        _changed(model=b"0"),
+        _changed(certificate=b"0"),
+        _changed(certificate=_with(_PROOF, tokenizer_sha256=[])),
+        _changed(certificate=_with(_PROOF, bfloat16_cosine="x")),
+        _changed(certificate=_with(_PROOF, probes=[{**_PROOF["probes"][0], "input_ids": ["", 1]}])),
+        _changed(certificate=_with(_PROOF, probes=[{**_PROOF["probes"][0], "input_ids": [2**40]}])),
+        _changed(model=_with(_MODEL, config={**_SIZES, "num_hidden_layers": 10**9})),
+        _changed(model=_with(_MODEL, excluded_prompts=[{"ids": [2], "tokens": float("inf")}])),
+        _changed(model=_with(_MODEL, prompts={"query": 7})),
+        _changed(model=_with(_MODEL, architecture="modernbert", config={"rope_parameters": 7})),
+    ),
 )

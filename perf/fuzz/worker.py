@@ -63,7 +63,9 @@ class Notes:
         what = f"{type(error).__name__} at {at}"
         if what not in self._known and len(self._known) < _MOST_FAULTS:
             told = {"what": what, "message": str(error)[:500], "input": repr(value)[:_MOST_INPUT]}
-            with (self._folder / "faults.jsonl").open("a", encoding="utf-8", errors="replace") as file:
+            with (self._folder / "faults.jsonl").open(
+                "a", encoding="utf-8", errors="replace"
+            ) as file:
                 file.write(json.dumps(told) + "\n")
         self._known[what] = self._known.get(what, 0) + 1
 
@@ -123,7 +125,9 @@ def _by_coverage(test: Any, folder: Path, seconds: float, number: int) -> None:
     corpus, draw = folder / "corpus", random.Random(number)  # noqa: S311 (no secret)
     corpus.mkdir(exist_ok=True)
     for file in range(_SEEDS):
-        (corpus / f"seed {file}").write_bytes(draw.randbytes(draw.choice([16, 64, 256, 1024, 4096])))
+        (corpus / f"seed {file}").write_bytes(
+            draw.randbytes(draw.choice([16, 64, 256, 1024, 4096]))
+        )
     one = _SETTINGS(test).hypothesis.fuzz_one_input
     atheris.Setup(
         [

@@ -68,7 +68,9 @@ class Relay:
                 return
             there = socket.create_connection(("127.0.0.1", self._port))
             for source, target, kept in ((here, there, True), (there, here, False)):
-                threading.Thread(target=self._pass, args=(source, target, kept), daemon=True).start()
+                threading.Thread(
+                    target=self._pass, args=(source, target, kept), daemon=True
+                ).start()
 
     def _pass(self, source: socket.socket, target: socket.socket, kept: bool) -> None:
         with source, suppress(OSError):
