@@ -367,8 +367,6 @@ _FOUND: tuple[tuple[str, list[Output]], ...] = (
     ("info", _told(dimension="8")),
     ("info", _told(fingerprint=7, max_seq_length=None)),
     ("embed", [_vectors(_ROWS)._replace(content=_NAN)]),
-    ("embed", [_vectors(_ROWS)._replace(kind="INT32")]),
-    ("embed", [_vectors(_ROWS)._replace(shape=[-1, _WIDTH])]),
     ("embed", [_texts("embeddings", [_ROWS, 1], [b"1", b"2", b"x"])]),
     ("count tokens", [_numbers("length", "INT32", [_ROWS, 1], [-2] * _ROWS), _COUNTS[1]]),
     ("tokenize", _tokens(length=_numbers("length", "INT32", [_ROWS, 1], [4] * _ROWS))),
@@ -381,7 +379,6 @@ _FOUND_HTTP = (
     _over_http("embed", [], head=_DEEP),
     _over_http("embed", [], head=_DEEP, status=503),
     _over_http("prompts", [], config=_DEEP),
-    _over_http("embed", [_vectors(_ROWS)], head_size="-99"),
     _over_http("embed", [], status=400, head=_json({"error": "\x1b[2J" + "a" * 100_000})),
     _over_http(
         "count tokens", [], head=_json({"outputs": [_WRAPPED, _described(_COUNTS[1], False)]})
