@@ -63,7 +63,8 @@ T = TypeVar("T")
 class _InTime(io.RawIOBase):
     """What comes over a socket, as long as the time lasts that was set for its next read.
 
-    A socket's own timeout begins anew with each read: a byte now and then would hold a call for ever.
+    A socket's own timeout begins anew with each read: a byte now and then would hold a call for
+    ever.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -316,7 +317,7 @@ def _body(request: Request | None, binary: bool) -> tuple[bytes | None, dict[str
 
 
 def _listed(tensor: Tensor) -> list[Any]:
-    values = read(tensor.kind, [-1], tensor.content).tolist()
+    values = read(tensor.kind, [math.prod(tensor.shape)], tensor.content).tolist()
     return [value.decode() for value in values] if tensor.kind == "BYTES" else values
 
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -49,7 +47,9 @@ _INFO = {
     "normalize": True,
     "source": {"name": "somewhere"},
     "fingerprint": "0" * 32,
-    "ranges": base64.b64encode(np.array([[-1.0], [1.0]], "<f4").repeat(_WIDTH, 1)).decode(),
+    "ranges": base64.b64encode(
+        np.array([[-1.0], [1.0]], "<f4").repeat(_WIDTH, 1).tobytes()
+    ).decode(),
     "certificate": {"worst_cosine": 0.999},
 }
 

@@ -36,7 +36,7 @@ _SCALARS = st.one_of(
     st.text(max_size=8),
     st.sampled_from([None, True, False, _DEEP]),
 )
-_VALUES = st.one_of(
+_VALUES: st.SearchStrategy[Any] = st.one_of(
     _SCALARS,
     st.lists(_SCALARS, max_size=4),
     st.lists(st.lists(_SCALARS, max_size=3), max_size=3),

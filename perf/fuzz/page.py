@@ -44,8 +44,8 @@ def page(results: FuzzResults) -> str:
             f"{len(results.targets)} targets, {results.minutes:g} minutes each: {faults} faults. A "
             "fault is a crash, a hang, too much memory, an error of another kind than is promised, "
             "or a wrong vector. Edges are those of Arrowhead's own Python code that atheris saw "
-            "reached; Hypothesis and Schemathesis ask other processes, or a clock, and follow none. "
-            "Replayed are inputs that were faults once and are tried first.",
+            "reached; Hypothesis and Schemathesis ask other processes, or a clock, and follow "
+            "none. Replayed are inputs that were faults once and are tried first.",
             facts=[("tools", tools)],
             between="targets",
         ),

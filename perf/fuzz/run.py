@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import psutil
@@ -157,7 +158,7 @@ class _Work:
     def __init__(self, target: Target, folder: Path, repository: Path, seed: int) -> None:
         self._target, self._folder, self._repository = target, folder, repository
         self._seed = seed
-        self._inputs = 0
+        self._inputs, self._spent = 0, 0.0
         self._edges: int | None = None
         self._ended: list[Fault] = []
 
@@ -166,11 +167,10 @@ class _Work:
         target, began = self._target, time.monotonic()
         guided = [target.name] if target.guided else []
         (self._folder / "guided").write_text(json.dumps(guided))
-        left = seconds
-        with tqdm(total=round(seconds), desc=target.name, unit="s", disable=None) as bar:
-            while left > 1 and len(self._ended) < _MOST_ENDS:
-                spent = self._one_process(left, bar)
-                left -= max(spent, 1.0)
+        form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s {postfix}"
+        with tqdm(total=seconds, desc=target.name, bar_format=form, disable=None) as bar:
+            while seconds - self._spent > 1 and len(self._ended) < _MOST_ENDS:
+                self._spent += max(self._one_process(seconds - self._spent, bar), 1.0)
         lines = self._folder / "faults.jsonl"
         noted = lines.read_text(encoding="utf-8").splitlines() if lines.exists() else []
         return Fuzzed(
@@ -184,7 +184,7 @@ class _Work:
             [*self._ended, *(Fault(**json.loads(line)) for line in noted)],
         )
 
-    def _one_process(self, seconds: float, bar: tqdm[None]) -> float:
+    def _one_process(self, seconds: float, bar: tqdm[Any]) -> float:
         """Starts one and watches it; how long it was at work."""
         command = [sys.executable, "-m", "perf.fuzz.worker", self._target.name, str(self._folder)]
         command += [str(seconds), str(self._seed), str(self._repository)]
@@ -203,7 +203,7 @@ class _Work:
                     if tried > before:
                         first, moved = first or now, now
                         bar.set_postfix(inputs=self._inputs + tried, faults=self._known())
-                        bar.update(min(round(now - began) - bar.n, bar.total - bar.n))
+                        bar.update(self._spent + min(now - first, seconds) - bar.n)
                     if tried and now - moved > HANG_S:
                         wrong = f"one input takes more than {HANG_S:.0f} s"
                     elif not tried and now - began > _START_S:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gateway's OpenAPI page held against its answers, by Schemathesis, for as long as is wanted."""
+"""The gateway's OpenAPI page held against its answers, by Schemathesis."""
 
 from __future__ import annotations
 

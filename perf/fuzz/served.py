@@ -141,9 +141,10 @@ def _http(draw: st.DrawFn) -> HttpRequest:
         headers.append(("Content-Encoding", "gzip" if coding == "lie" else coding))
     if draw(st.integers(0, 5)) == 0:
         headers.append(("Accept-Encoding", draw(st.sampled_from(["gzip", "deflate", "x", ""]))))
+    verb = draw(st.sampled_from(["infer"] * 8 + ["generate", "stats"]))
     return HttpRequest(
         draw(st.sampled_from(["POST"] * 8 + ["GET", "PUT", "DELETE"])),
-        f"/v2/models/{model}{version}/{draw(st.sampled_from(['infer'] * 8 + ['generate', 'stats']))}",
+        f"/v2/models/{model}{version}/{verb}",
         tuple(headers),
         body,
     )

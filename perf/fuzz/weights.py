@@ -242,6 +242,7 @@ def _certified() -> dict[str, str]:
 _METADATA = _certified()
 _MODEL: dict[str, Any] = json.loads(_METADATA[MODEL_KEY])
 _PROOF: dict[str, Any] = json.loads(_METADATA[CERTIFICATE_KEY])
+_PROBE = _PROOF["probes"][0]
 
 
 @st.composite
@@ -285,7 +286,9 @@ DESCRIPTION = Target(
         _changed(certificate=b"0"),
         _changed(certificate=_with(_PROOF, tokenizer_sha256=[])),
         _changed(certificate=_with(_PROOF, probes=[{**_PROOF["probes"][0], "input_ids": ["", 1]}])),
-        _changed(certificate=_with(_PROOF, probes=[{**_PROOF["probes"][0], "input_ids": [10**30]}])),
+        _changed(
+            certificate=_with(_PROOF, probes=[{**_PROOF["probes"][0], "input_ids": [10**30]}])
+        ),
         _changed(model=_with(_MODEL, config={**_SIZES, "num_hidden_layers": 10**9})),
         _changed(model=_with(_MODEL, architecture="modernbert", config={"rope_parameters": 7})),
     ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One target in a process of its own: `python -m perf.fuzz.worker TARGET FOLDER SECONDS SEED REPOSITORY`.
+"""One target in a process of its own: `perf.fuzz.worker TARGET FOLDER SECONDS SEED REPOSITORY`.
 
 Whatever a check raises is noted and fuzzing goes on. What ends or stops the process is noticed by
 `run`, which reads in FOLDER how far it came (`progress`) and with which input (`input`).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What kills Triton 2.51 outright ends at the gateway: JSON 100,000 deep, a body of 1,000,000 chunks.
+"""What kills Triton 2.51 ends at the gateway: JSON 100,000 deep, a body of 1,000,000 chunks.
 
 Between the two stands a relay that keeps all that the gateway sends, so that the tests see what
 reaches Triton, and not only that it survives.
@@ -24,7 +24,7 @@ from arrowhead_server.supervisor import Server
 from .gateways import started, stopped
 
 DEPTH, CHUNKS = 100_000, 1_000_000
-# Of each dialect: where it is asked, a body around a text, and the status of a request that is none.
+# Of each dialect: where it is asked, a body around a text, and the status where that is none.
 DIALECTS = {
     "/embed": (b'{"inputs": %b}', 422),
     "/": (b'{"inputs": %b}', 422),
