@@ -66,6 +66,9 @@ sizing: $(READY)  ## How many servers, and what happens to a fleet: perf/results
 	@$(BIN)/python -m perf.sizing $(ARGS)
 soak: $(MODEL)  ## An hour of mixed load on the stack; does it leak? perf/results/soak.md (ARGS="--minutes 20")
 	@$(BIN)/python -m perf.soak $(ARGS)
+fuzz: $(MODEL)  ## Hostile input for all that reads what strangers send: perf/results/fuzz.md (ARGS="--minutes 10")
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group fuzz
+	@$(BIN)/python -m perf.fuzz $(ARGS)
 
 conversions: $(MODEL)  ## Measure conversions: perf/results/conversions.md (ARGS="--sts FILE --retrieval DIR")
 	@$(BIN)/python -m perf.conversions $(ARGS)
