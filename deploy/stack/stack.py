@@ -133,7 +133,7 @@ class Stack:
             self._write(folder)
             self._launch(folder)
             cleanup.callback(self._end)
-            self._wait(lambda: (folder / "control").exists() and self._answers(), "supervisor")
+            self._wait_for_supervisor()
             for name in self.names:
                 self.start(name)
             self._wait_for_all()
@@ -270,11 +270,14 @@ class Stack:
         self._supervisor: Any = proxy.supervisor
 
     def _answers(self) -> bool:
-        with contextlib.suppress(OSError, Fault):
+        try:
             return bool(self._supervisor.getState()["statename"] == "RUNNING")
-        return False
+        except (OSError, Fault):
+            self._transport.close()  # else the next question would go on with this one
+            return False
 
     def _end(self) -> None:
+        self._transport.close()  # an interrupt may have come in the middle of a question
         # Their second signal, supervisord's, then ends the drain: nobody asks any more.
         with contextlib.suppress(OSError, Fault):
             for group in ("triton", "gateway"):
@@ -287,22 +290,28 @@ class Stack:
         except subprocess.TimeoutExpired as error:
             raise StackError(f"the stack did not stop within {_STOP_TIMEOUT_S:.0f} s") from error
 
-    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+    def _wait_for_supervisor(self) -> None:
         began = time.monotonic()
-        while not condition():
-            if time.monotonic() - began > _START_TIMEOUT_S:
-                raise StackError(f"{what} did not come up within {_START_TIMEOUT_S:.0f} s")
+        while not self._answers():
+            if self._shell.poll() is not None or time.monotonic() - began > _START_TIMEOUT_S:
+                log = self.folder / "logs" / "supervisord.log"
+                told = log.read_text() if log.exists() else "no log"
+                raise StackError(f"supervisord did not come up: {told[-2000:]}")
             time.sleep(_POLL_S)
 
     def _wait_for_all(self) -> None:
+        first = {name: self.pid(name) for name in self.names}
         began = time.monotonic()
         for name in self.names:
-            try:
-                self._wait(lambda name=name: self.is_ready(name), name)  # type: ignore[misc]
-            except StackError as error:
-                raise StackError(
-                    f"{error}; the end of its log:\n{self.log(name)[-2000:]}"
-                ) from None
+            while not self.is_ready(name):
+                failure = None
+                if self.pid(name) != first[name]:
+                    failure = f"{name} ended while it started"
+                elif time.monotonic() - began > _START_TIMEOUT_S:
+                    failure = f"{name} did not come up within {_START_TIMEOUT_S:.0f} s"
+                if failure is not None:
+                    raise StackError(f"{failure}; the end of its log:\n{self.log(name)[-2000:]}")
+                time.sleep(_POLL_S)
             self._on_ready(f"{name:<11} {time.monotonic() - began:5.1f} s")
 
 

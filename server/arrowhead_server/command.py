@@ -20,6 +20,7 @@ Examples:
   arrowhead serve --repository /srv/models --http-port 9000
   arrowhead serve --verbose
   ARROWHEAD_REPOSITORY=/srv/models arrowhead serve
+  arrowhead serve --public-key release.pem.pub     (only what `arrowhead sign` signed)
 
 \b
 When it says "ready", ask it:
@@ -80,6 +81,13 @@ def _port(name: str, default: int, what: str) -> Callable[[Any], Any]:
     help="How long to answer on after a first SIGTERM, while /ready says no: longer than a "
     "balancer needs to notice.",
 )
+@click.option(
+    "--public-key",
+    type=click.Path(path_type=Path),
+    envvar="ARROWHEAD_PUBLIC_KEY",
+    show_envvar=True,
+    help="Serve only versions that were signed with this key's private one (`arrowhead sign`).",
+)
 @click.option("--verbose", is_flag=True, help="Show Triton's whole log.")
 def serve(
     repository: Path,
@@ -89,6 +97,7 @@ def serve(
     metrics_port: int,
     health_port: int,
     drain_s: float,
+    public_key: Path | None,
     verbose: bool,
 ) -> None:
     """Serve text embeddings from Triton until stopped.
@@ -110,7 +119,7 @@ def serve(
         click.echo(f"warning: {warning}", err=True)
 
     address = Address(host, http_port, grpc_port, metrics_port, health_port)
-    server = Server(repository, address, verbose=verbose, drain_s=drain_s)
+    server = Server(repository, address, verbose=verbose, public_key=public_key, drain_s=drain_s)
     handlers = {
         number: signal.signal(number, lambda *_: server.request_drain())
         for number in (signal.SIGINT, signal.SIGTERM)
