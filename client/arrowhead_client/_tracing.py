@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Link, Span, SpanKind
 
 ENDPOINT, TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+_FLUSH_MS = 2000
 _LOG = logging.getLogger(__name__)
 
 
@@ -72,6 +72,8 @@ class Tracing:
     """Makes spans, by the provider that the program has set up."""
 
     def __init__(self) -> None:
+        from importlib.metadata import version
+
         from opentelemetry import propagate, trace
 
         self._trace, self._propagate = trace, propagate
@@ -113,8 +115,23 @@ class Tracing:
                 span.set_status(trace.StatusCode.ERROR)
                 raise
 
+    def past(self, name: str, context: Context, began: int, ended: int, link: Link) -> None:
+        """A span that is over, from and to a time in nanoseconds."""
+        self._tracer.start_span(name, context, links=[link], start_time=began).end(ended)
+
+    def flush(self) -> None:
+        """Sends what is not sent yet, if that takes no longer than two seconds."""
+        provider = self._trace.get_tracer_provider()
+        if hasattr(provider, "force_flush"):  # the SDK's
+            provider.force_flush(_FLUSH_MS)
+
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """What tells a server of the current span (W3C traceparent); nothing if there is none."""
+        """What tells a server of the current span (W3C traceparent), if it is sampled.
+
+        Of others nothing is told: Triton traces whatever it is told of.
+        """
+        if not self._trace.get_current_span().get_span_context().trace_flags.sampled:
+            return ()
         carrier: dict[str, str] = {}
         self._propagate.inject(carrier)
         return tuple(carrier.items())
