@@ -83,7 +83,7 @@ async def test_a_batch_with_one_new_text_asks_for_one(
     assert transport.fake.requests[-1].version == embedder.info.version
     (same,) = await embedder([tuple(ids)])
     np.testing.assert_array_equal(same.vector, again[1].vector)
-    assert embedder.counts == Counts(hits=2, merged=0, misses=4)
+    assert embedder.counts == Counts(hits=2, merged=0, misses=4, sent_tokens=12)
 
 
 async def test_who_asks_meanwhile_waits_for_the_same_answer(
