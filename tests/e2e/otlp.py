@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A receiver of spans: OTLP over HTTP, in protobuf as Python sends it and in JSON as Triton does."""
+"""A receiver of spans: OTLP over HTTP, in protobuf as Python sends it, in JSON as Triton does."""
 
 from __future__ import annotations
 

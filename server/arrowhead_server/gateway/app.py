@@ -105,6 +105,8 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("arrowhead"),
         description="Text embeddings from NVIDIA Triton.",
         lifespan=lifespan,
+        # FastAPI's own begins behind the gate, and knows nothing of what is asked as one.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.draining = False
     # For the pages only: the gate has looked at keys before.
