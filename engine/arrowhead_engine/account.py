@@ -30,7 +30,7 @@ COUNTERS = {
     "texts_reused_total": "Texts not computed: equal to others of the batch, or of the last",
     "tokens_computed_total": "Tokens that went through the network",
     "padding_saved_tokens_total": "Places that a batch padded to its longest text would have more",
-    "batch_tokens_bucket": "Batches of at most `le` computed tokens",
+    "batches_by_tokens_total": "Batches of at most `le` computed tokens",
 }
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
@@ -184,5 +184,5 @@ def _sums(batches: Sequence[Batch]) -> dict[Series, int]:
         for end in (*BATCH_TOKENS, math.inf):
             label = "+Inf" if end == math.inf else str(end)
             number = sum(0 < some <= end for some in tokens)
-            sums["batch_tokens_bucket", (("le", label),)] = number
+            sums["batches_by_tokens_total", (("le", label),)] = number
     return sums

@@ -90,7 +90,7 @@ def test_counts_of_a_known_request(quiet: Server, tokenizer: Tokenizer) -> None:
         "texts_reused_total/how=batch": 1,
         "tokens_computed_total": 263,
         "padding_saved_tokens_total": 3 * 256 - 263,
-        **{f"batch_tokens_bucket/le={end}": 1 for end in ("1024", "4096", "+Inf")},
+        **{f"batches_by_tokens_total/le={end}": 1 for end in ("1024", "4096", "+Inf")},
     }
     # Asked again in another order: Triton's cache does not know it, the encoder does.
     encoder = known(quiet, "encoder")
@@ -134,14 +134,18 @@ def test_what_a_gateway_counts(quiet: Server, tokenizer: Tokenizer) -> None:
         assert told["arrowhead_gateway_refused_total", "reason=length"] == 1
         with Client(quiet.grpc_url) as client:
             fingerprint = client.info().fingerprint
-        labels = (f"fingerprint={fingerprint}", "model=minilm", "version=1")
-        assert told["arrowhead_gateway_model_info", *labels] == 1
+        labels = f"fingerprint={fingerprint}", "model=minilm", "version=1"
+        assert told[("arrowhead_gateway_model_info", *labels)] == 1
         assert told["process_resident_memory_bytes",] > 1e7
         # Whatever callers make up, there are no more series.
         for number in range(50):
             httpx.post(f"{url}/made/up/{number}", headers={"X-Request-Id": f"id-{number}"})
         more = scraped(f"{url}/metrics").keys() - told.keys()
-        assert {key[1:] for key in more if "bucket" not in key[0]} == {("path=other", "status=404")}
+        assert {key[1:] for key in more if "bucket" not in key[0]} == {
+            ("path=other", "status=404"),
+            ("path=/metrics", "status=200"),
+            ("reason=invalid",),
+        }
     finally:
         stopped(process)
 

@@ -55,7 +55,7 @@ def test_sums_arrive_without_another_batch(kept: dict[tuple[str, str], float]) -
     batch(account)
     assert not kept
     deadline = time.monotonic() + 10 * PERIOD_S
-    while kept.get(("batch_tokens_bucket", "le=+Inf")) != 2:
+    while kept.get(("batches_by_tokens_total", "le=+Inf")) != 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     batch(account)
@@ -70,8 +70,8 @@ def test_sums_arrive_without_another_batch(kept: dict[tuple[str, str], float]) -
         ("texts_reused_total", "how=step"): 3,
         ("tokens_computed_total", ""): 60,
         ("padding_saved_tokens_total", ""): 30,
-        ("batch_tokens_bucket", "le=16"): 0,
-        **{("batch_tokens_bucket", f"le={end}"): 3 for end in (64, 256, 1024, 4096, "+Inf")},
+        ("batches_by_tokens_total", "le=16"): 0,
+        **{("batches_by_tokens_total", f"le={end}"): 3 for end in (64, 256, 1024, 4096, "+Inf")},
     }
 
 
