@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-import uuid
+import secrets
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -48,8 +48,9 @@ class Call:
 
 def request_id(scope: Scope) -> str:
     """The caller's own, if it may stand in logs; else a new one."""
-    met = [value.decode("latin-1") for name, value in scope["headers"] if name == HEADER]
-    return met[0] if len(met) == 1 and is_request_id(met[0]) else uuid.uuid4().hex
+    met = [value for name, value in scope["headers"] if name == HEADER]
+    told = met[0].decode("latin-1") if len(met) == 1 else ""
+    return told if is_request_id(told) else secrets.token_hex(16)
 
 
 def joined(calls: Iterable[Call]) -> str | None:
