@@ -326,8 +326,14 @@ def test_requests_that_are_asked_as_one_are_linked(stack: Stack) -> None:
         return [span for span in stack.otlp.spans if span.name == "wait" and span.trace in traces]
 
     wait_until(lambda: len(waits()) == 24 and len(asked()) < 24, "all to have waited")
-    requests = {span.trace: span for span in stack.otlp.spans if span.name == "POST /embed"}
     wait_until(lambda: sum(len(span.links) + 1 for span in asked()) == 24, "the links")
+
+    def served() -> dict[str, Span]:
+        spans = [span for span in stack.otlp.spans if span.name == "POST /embed"]
+        return {span.trace: span for span in spans if span.trace in traces}
+
+    wait_until(lambda: len(served()) == 24, "the requests' own spans")
+    requests = served()
     for span in asked():
         assert span.parent == requests[span.trace].id
     linked = [one for span in asked() for one in span.links]
