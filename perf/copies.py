@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from arrowhead_conversion import settings
+from arrowhead_conversion import pins, settings
 from perf.server import MODEL
 
 _NO_OP = '''\
@@ -54,6 +54,21 @@ def with_dtype(repository: Path, folder: Path, dtype: str, *, fused: bool) -> Pa
     settings.set_compute_dtype(folder, MODEL, dtype)
     settings.set_steps(folder, MODEL, "fused" if fused else "two-step")
     return folder
+
+
+def with_twin(repository: Path, folder: Path) -> tuple[int, int]:
+    """A copy in `folder`, to be made, with the live version and its twin; their numbers.
+
+    The twin is the same weights under the next number, as a second conversion makes it.
+    """
+    _copy(repository, folder)
+    live = pins.live(folder, MODEL)
+    if live is None:
+        raise FileNotFoundError(f"{repository}: no model `{MODEL}` in it: `make convert` makes it")
+    twin = pins.highest(folder, MODEL) + 1
+    for part in (MODEL, f"{MODEL}_tokenizer", f"{MODEL}_encoder"):
+        shutil.copytree(folder / part / str(live), folder / part / str(twin), symlinks=True)
+    return live, twin
 
 
 def _copy(repository: Path, folder: Path) -> None:

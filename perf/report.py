@@ -56,10 +56,19 @@ def in_readme(readme: str, figures: str) -> str:
     Raises:
         ValueError: the markers are not there.
     """
-    before, begin, rest = readme.partition("<!-- perf:begin -->\n")
-    _, end, after = rest.partition("<!-- perf:end -->")
+    return marked(readme, "perf", figures)
+
+
+def marked(document: str, name: str, figures: str) -> str:
+    """The document with the text between the markers of that name replaced.
+
+    Raises:
+        ValueError: the markers are not there.
+    """
+    before, begin, rest = document.partition(f"<!-- {name}:begin -->\n")
+    _, end, after = rest.partition(f"<!-- {name}:end -->")
     if not begin or not end:
-        raise ValueError("README.md has no perf:begin and perf:end markers")
+        raise ValueError(f"the document has no {name}:begin and {name}:end markers")
     return before + begin + figures + "\n" + end + after
 
 

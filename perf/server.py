@@ -124,10 +124,10 @@ class Served:
 def memory_of(root: int, name: str) -> list[ProcessMemory]:
     """The memory of a process, called `name`, and of all below it, the largest last."""
     found = []
-    for pid in [root, *_descendants(root)]:
+    for pid in [root, *descendants(root)]:
         with contextlib.suppress(OSError):  # it ended meanwhile
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-            found.append(parse_smaps_rollup(name if pid == root else _name(pid), rollup))
+            found.append(parse_smaps_rollup(name if pid == root else role_of(pid), rollup))
     return sorted(found, key=lambda process: process.pss_mb)
 
 
@@ -311,9 +311,9 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     children = _children(pid)
-    return [*children, *(below for child in children for below in _descendants(child))]
+    return [*children, *(below for child in children for below in descendants(child))]
 
 
 def _arguments(pid: int) -> list[str]:
@@ -329,7 +329,7 @@ def _is(pid: int, program: str) -> bool:
     return bool(arguments) and Path(arguments[0]).name == program
 
 
-def _name(pid: int) -> str:
+def role_of(pid: int) -> str:
     """What a process is to the server: Triton, a model's, or the janitor's shell."""
     arguments = _arguments(pid)
     program = Path(arguments[0]).name if arguments else "?"

@@ -26,6 +26,8 @@ command line exits with.
 
 from __future__ import annotations
 
+_MOST_TOLD = 2000  # characters of a server's error
+
 
 class ArrowheadError(Exception):
     """The root: any error this package raises on purpose."""
@@ -88,6 +90,12 @@ class ServerError(ArrowheadError):
     def __init__(self, message: str, *, status: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+    def __str__(self) -> str:
+        # The server's own words are in it: one line, whatever they are, and none that a terminal
+        # would obey.
+        line = " ".join(super().__str__().split())[:_MOST_TOLD]
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 class InvalidRequest(ServerError):

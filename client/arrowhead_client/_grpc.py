@@ -21,11 +21,11 @@ from arrowhead_client._info import Config
 from arrowhead_client._plan import Answer, Request
 from arrowhead_client._transports import AsyncTransport, Transport, config_in, embedding_width
 from arrowhead_client._url import Endpoint, parse_url
-from arrowhead_client._wire import read
+from arrowhead_client._wire import MOST_BYTES, read
 
 _CHANNEL_ARGS = [
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", MOST_BYTES),
     # While a channel backs off it fails every request without trying. gRPC's own back-off grows to
     # 120 s, which would outlast our retries: a restarted server must be met again within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -163,6 +163,8 @@ def _answer(request: Request, answer: Any) -> Answer:
     contents = answer.raw_output_contents  # each is copied out of the message when it is taken
     if len(contents) != len(answer.outputs):
         raise ValueError(f"{len(answer.outputs)} outputs with {len(contents)} contents")
+    if len({output.name for output in answer.outputs}) < len(answer.outputs):
+        raise ValueError("an output twice")
     return {
         output.name: read(output.datatype, output.shape, contents[place])
         for place, output in enumerate(answer.outputs)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import io
 import json
+import math
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +24,6 @@ from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 import aiohttp
-import numpy as np
 from urllib3 import Timeout, connection_from_url
 from urllib3 import exceptions as pool_errors
 from urllib3.connection import HTTPConnection
@@ -41,17 +42,69 @@ from arrowhead_client._info import Config
 from arrowhead_client._plan import Answer, Request, Tensor
 from arrowhead_client._transports import AsyncTransport, Transport, config_in, embedding_width
 from arrowhead_client._url import Endpoint, parse_url
-from arrowhead_client._wire import dtype_of, read
+from arrowhead_client._wire import MOST_BYTES, listed, read
 
 _HEAD_SIZE = "Inference-Header-Content-Length"  # of a body, the part that is JSON
-_NOT_AS_TOLD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+# What reading a 200 raises where it is something else: JSON without an end, of a depth that no
+# answer has, numbers that are none.
+_NOT_AS_TOLD = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 _KEPT = 256  # idle connections; one above is opened all the same, and closed after its request
 
 T = TypeVar("T")
 
 
+class _InTime(io.RawIOBase):
+    """What comes over a socket, as long as the time lasts that was set for its next read.
+
+    A socket's own timeout begins anew with each read: a byte now and then would hold a call for
+    ever.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__()
+        self._sock, self._raw = sock, sock.makefile("rb", buffering=0)
+        self._deadline = time.monotonic() + (sock.gettimeout() or math.inf)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """Itself, as `http.client` asks a socket for it."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """As of any raw stream; raises TimeoutError when there is no time left."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(left if left < math.inf else None)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        """Gives the socket back to its connection."""
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer that is read in time, its head as well."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(_InTime(sock), *args, **kwargs)  # type: ignore[arg-type]
+
+
 class _Connection(HTTPConnection):
     """A connection that enters itself in `made`, so that `close` finds it while it is in use."""
+
+    response_class = _Response
 
     def __init__(self, *, made: WeakKeyDictionary[_Connection, None], **settings: Any) -> None:
         super().__init__(**settings)
@@ -60,9 +113,6 @@ class _Connection(HTTPConnection):
 
 class HttpTransport(Transport):
     """Blocking HTTP, over connections that are kept and that all threads share.
-
-    A server that drips a body may hold a request for up to twice its `timeout_s`; one that drips
-    the head of an answer, or of a chunk, longer: each read is given the time that was left.
 
     Args:
         url: `http://host[:port]`.
@@ -119,7 +169,6 @@ class HttpTransport(Transport):
     ) -> _Reply:
         """One request and its whole answer."""
         body, headers = _body(request, self._binary)
-        deadline = time.monotonic() + timeout_s
         timeout = Timeout(total=timeout_s)
         response = self._pool.urlopen(
             method, path, body, headers, redirect=False, timeout=timeout, preload_content=False
@@ -127,9 +176,7 @@ class HttpTransport(Transport):
         content = bytearray()
         with closing(response):  # read to its end, it has given its connection back before
             while chunk := response.read1(1 << 20):
-                content += chunk
-                if time.monotonic() > deadline:
-                    raise TimeoutError
+                _add(content, chunk)
         return _Reply(response.status, response.reason, response.headers.get(_HEAD_SIZE), content)
 
 
@@ -194,8 +241,10 @@ class AsyncHttpTransport(AsyncTransport):
                 async with session.request(
                     method, path, data=body, headers=headers, allow_redirects=False
                 ) as response:
-                    size = response.headers.get(_HEAD_SIZE)
-                    return _Reply(response.status, response.reason, size, await response.read())
+                    size, content = response.headers.get(_HEAD_SIZE), bytearray()
+                    async for chunk in response.content.iter_any():
+                        _add(content, chunk)
+                    return _Reply(response.status, response.reason, size, content)
 
         try:
             return await asyncio.wait_for(exchange(), timeout_s)
@@ -212,6 +261,13 @@ class _Reply(NamedTuple):
     reason: str | None
     head_size: str | None
     content: bytes | bytearray
+
+
+def _add(content: bytearray, chunk: bytes) -> None:
+    """Adds to what is read of an answer, while that is no more than any answer has."""
+    if len(content) + len(chunk) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES >> 20} MB")
+    content += chunk
 
 
 def _endpoint(url: str) -> Endpoint:
@@ -266,7 +322,7 @@ def _body(request: Request | None, binary: bool) -> tuple[bytes | None, dict[str
 
 
 def _listed(tensor: Tensor) -> list[Any]:
-    values = read(tensor.kind, [-1], tensor.content).tolist()
+    values = read(tensor.kind, [math.prod(tensor.shape)], tensor.content).tolist()
     return [value.decode() for value in values] if tensor.kind == "BYTES" else values
 
 
@@ -274,16 +330,24 @@ def _answer(request: Request, reply: _Reply) -> Answer:
     """The outputs asked for, over the reply's own bytes where it is binary."""
     content = memoryview(reply.content)
     place = len(content) if reply.head_size is None else int(reply.head_size)
-    arrays = {}
+    if not 0 <= place <= len(content):
+        raise ValueError(f"a head of {place} bytes in {len(content)}")
+    arrays: dict[str, Any] = {}
     for output in json.loads(bytes(content[:place]))["outputs"]:
         kind, shape = output["datatype"], output["shape"]
+        if output["name"] in arrays:
+            raise ValueError(f"output {output['name']!r} twice")
         size = (output.get("parameters") or {}).get("binary_data_size")
         if size is None:
-            array = np.array(output["data"], dtype_of(kind)).reshape(shape)
+            array = listed(kind, shape, output["data"])
+        elif not 0 <= size <= len(content) - place:
+            raise ValueError(f"a tensor of {size} bytes, where {len(content) - place} are left")
         else:
             array = read(kind, shape, content[place : place + size])
             place += size
         arrays[output["name"]] = array
+    if place < len(content):
+        raise ValueError(f"{len(content) - place} bytes more than its tensors take")
     return {name: arrays[name] for name in request.outputs if name in arrays}
 
 
@@ -293,7 +357,7 @@ def _checked(reply: _Reply, server: Endpoint, timeout_s: float) -> _Reply:
         return reply
     try:
         message = str(json.loads(reply.content)["error"])
-    except (ValueError, KeyError, TypeError):  # not Triton's words: a proxy's page
+    except _NOT_AS_TOLD:  # not Triton's words: a proxy's page
         message = reply.reason or ""
     raise from_status(str(reply.status), message, server=str(server), timeout_s=timeout_s)
 

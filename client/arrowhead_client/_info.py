@@ -107,7 +107,7 @@ class ModelInfo:
         try:
             said = json.loads(answer["info"][0, 0])
             ranges = said.pop("ranges")
-            return cls(
+            told = cls(
                 name=name,
                 version=config.version,
                 parts=config.parts,
@@ -115,11 +115,37 @@ class ModelInfo:
                 ranges=None if ranges is None else _array(ranges),
                 **said,
             )
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            told._check()
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UnexpectedResponse(
                 f"the tokenizer of {name!r} told something else than what it is ({error}); was it "
                 "converted by another version of Arrowhead?"
             ) from error
+        return told
+
+    def _check(self) -> None:
+        """Refuses what JSON may hold and these attributes may not, with a ValueError."""
+        for name, kind in _KINDS.items():
+            if type(value := getattr(self, name)) is not kind:
+                raise ValueError(f"{name} is {value!r:.80}, wanted {kind.__name__}")
+        for name in ("dimension", "max_seq_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}")
+        if self.ranges is not None and (
+            self.ranges.shape != (2, self.dimension) or not np.isfinite(self.ranges).all()
+        ):
+            raise ValueError(f"ranges of {self.ranges.shape}, wanted (2, {self.dimension}), finite")
+
+
+_KINDS = {
+    "dimension": int,
+    "max_seq_length": int,
+    "fingerprint": str,
+    "pooling": str,
+    "normalize": bool,
+    "certificate": dict,
+    "source": dict,
+}
 
 
 def _array(raw: str) -> Vectors:

@@ -402,6 +402,9 @@ def encode_ids(input_ids: Sequence[Sequence[int]]) -> list[npt.NDArray[np.int32]
     return encoded
 
 
+_NUMBERS = {"f": "finite floating-point numbers", "i": "whole numbers", "b": "booleans"}
+
+
 class Rows:
     """Puts answers into their rows, in whatever order they come.
 
@@ -412,12 +415,16 @@ class Rows:
         requests: all requests of the call, in the order of the texts.
         output: the name of the output to gather, [B, D] of each answer.
         edge: what is done to an answer's rows before they are kept, such as `Options.edge()`.
+        kind: numpy's letter for the numbers that it holds; "f": all of them finite.
     """
 
-    def __init__(self, requests: Sequence[Request], output: str, edge: Edge) -> None:
+    def __init__(
+        self, requests: Sequence[Request], output: str, edge: Edge, kind: str = "f"
+    ) -> None:
         self._requests = requests
         self._output = output
         self._edge = edge
+        self._kind = kind
         self._starts = [0, *accumulate(map(len, requests))]
         self._array: npt.NDArray[Any] | None = None
 
@@ -435,6 +442,11 @@ class Rows:
             raise UnexpectedResponse(
                 f"model {request.model!r} answered with {met} as {self._output!r}: wanted "
                 f"[{len(request)}, D]. Is it a model that `arrowhead convert` made?"
+            )
+        if rows.dtype.kind != self._kind or (self._kind == "f" and not np.isfinite(rows).all()):
+            raise UnexpectedResponse(
+                f"model {request.model!r} answered with {self._output!r} of {rows.dtype}: wanted "
+                f"{_NUMBERS[self._kind]}"
             )
         rows = self._edge(rows)
         if len(self._requests) == 1:
@@ -468,13 +480,19 @@ class TokenRows:
     """`Rows` for the two outputs of the tokenizer."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
-        self._length = Rows(requests, "length", partial(np.array, dtype=np.int32))
-        self._truncated = Rows(requests, "truncated", partial(np.array, dtype=np.bool_))
+        self._length = Rows(requests, "length", partial(np.array, dtype=np.int32), "i")
+        self._truncated = Rows(requests, "truncated", partial(np.array, dtype=np.bool_), "b")
 
     def put(self, index: int, answer: Answer) -> None:
         """Takes the answer to `requests[index]`; raises as `Rows.put` does."""
         self._length.put(index, answer)
         self._truncated.put(index, answer)
+        length, truncated = answer["length"], answer["truncated"]
+        if length.shape[1] != 1 or truncated.shape[1] != 1 or (length < 0).any():
+            raise UnexpectedResponse(
+                f"lengths {list(length.shape)} and truncated {list(truncated.shape)} that count no "
+                "tokens: wanted [B, 1]"
+            )
 
     def gathered(self) -> TokenCounts:
         """The counts of all texts, in their order."""
@@ -485,7 +503,7 @@ def tokens_of(request: Request, answer: Answer) -> list[Tokenized]:
     """The tokens of a request's texts.
 
     Raises:
-        UnexpectedResponse: an output is missing.
+        UnexpectedResponse: an output is missing, or they do not fit each other and the texts.
     """
     try:
         ids, length, truncated, tokens, offsets = (answer[name] for name in TOKEN_OUTPUTS)
@@ -493,26 +511,42 @@ def tokens_of(request: Request, answer: Answer) -> list[Tokenized]:
         raise UnexpectedResponse(
             f"model {request.model!r} has no output {error}: convert it again"
         ) from error
-    found = []
-    for row, raw in enumerate(request.texts):
-        text, some = raw.decode(), []
-        for place in range(int(length[row, 0])):
-            start, stop = map(int, offsets[row, place])
-            special = start < 0
-            name = tokens[row, place]
-            some.append(
-                Token(
-                    int(ids[row, place]),
-                    (name if isinstance(name, str) else name.decode())
-                    if special
-                    else text[start:stop],
-                    special,
-                    None if special else start,
-                    None if special else stop,
-                )
-            )
-        found.append(Tokenized(some, bool(truncated[row, 0])))
-    return found
+    try:
+        return list(_tokenized(request.texts, ids, length, truncated, tokens, offsets))
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise UnexpectedResponse(
+            f"model {request.model!r} answered with tokens that do not fit the texts: {error}"
+        ) from error
+
+
+def _tokenized(
+    texts: Sequence[bytes],
+    ids: npt.NDArray[Any],
+    length: npt.NDArray[Any],
+    truncated: npt.NDArray[Any],
+    tokens: npt.NDArray[Any],
+    offsets: npt.NDArray[Any],
+) -> Iterator[Tokenized]:
+    for row, raw in enumerate(texts):
+        text, count = raw.decode(), int(length[row, 0])
+        if not 0 <= count <= min(ids.shape[1], tokens.shape[1], offsets.shape[1]):
+            raise ValueError(f"text {row} has {count} tokens")
+        yield Tokenized(
+            [
+                _token(text, int(ids[row, place]), tokens[row, place], *offsets[row, place])
+                for place in range(count)
+            ],
+            bool(truncated[row, 0]),
+        )
+
+
+def _token(text: str, id_: int, name: str | bytes, start: Any, stop: Any) -> Token:
+    start, stop = int(start), int(stop)
+    if start < 0:
+        return Token(id_, name if isinstance(name, str) else name.decode(), True, None, None)
+    if not start <= stop <= len(text):
+        raise ValueError(f"characters {start} to {stop} of {len(text)}")
+    return Token(id_, text[start:stop], False, start, stop)
 
 
 def progress_bar(

@@ -66,6 +66,7 @@ COMMANDS = {
         "arrowhead_client.index_commands:search", "search", "Find documents by what they mean."
     ),
     "serve": Command("arrowhead_server.command:serve", "serve", "Start and watch Triton."),
+    "sign": Command("arrowhead_conversion.signing_command:sign", "convert", "Sign a version."),
     "similarity": Command(
         "arrowhead_client.commands:similarity", None, "Rank texts by likeness to a text."
     ),

@@ -32,6 +32,7 @@ VERIFY_EXAMPLES = """
 Examples:
   arrowhead verify minilm
   arrowhead verify support --version 2 --source ./my-finetuned-model
+  arrowhead verify minilm --public-key release.pem.pub      (and who signed it)
 """
 
 repository_option = click.option(
@@ -147,8 +148,19 @@ def convert(
 @click.argument("name")
 @click.option("--version", type=int, help="Which version.  [default: the live one]")
 @click.option("--source", help="Where the source is now.  [default: where it was converted from]")
+@click.option(
+    "--public-key",
+    type=click.Path(path_type=Path),
+    help="Its signature too, by this key (see `arrowhead sign`).",
+)
 @repository_option
-def verify(name: str, version: int | None, source: str | None, repository: Path) -> None:
+def verify(
+    name: str,
+    version: int | None,
+    source: str | None,
+    public_key: Path | None,
+    repository: Path,
+) -> None:
     """Prove the converted model NAME again.
 
     Compares every checksum and hash, and a few vectors as the server does at load. Then, where the
@@ -167,8 +179,17 @@ def verify(name: str, version: int | None, source: str | None, repository: Path)
             bar.total = total
             bar.update(done - bar.n)
 
-        proved = run(name, repository, version=version, source=source, progress=progress)
+        proved = run(
+            name,
+            repository,
+            version=version,
+            source=source,
+            public_key=public_key,
+            progress=progress,
+        )
     click.echo(f"{proved.name} version {proved.version}: checksums, hashes and vectors match")
+    if public_key is not None:
+        click.echo(f"  signed       with the key of {public_key}")
     _print_certificate("recorded", proved.recorded)
     if proved.recomputed is None:
         click.echo(f"  not recomputed: {proved.missing}")

@@ -8,6 +8,8 @@ ConversionError
 ├── InvalidName         not a name for a model
 ├── Busy                another conversion to the same name is at work
 ├── RegistryError       no such model or version in the repository, or one that must stay
+├── BadKey              a key file that cannot be used, or that others have a hand in
+├── BadSignature        a version that is not signed, or whose files are not those that were
 └── NotFaithful         converted, but its vectors are not the source's
 """
 
@@ -44,3 +46,11 @@ class RegistryError(ConversionError):
 
 class NotFaithful(ConversionError):
     """Converted, but its vectors are not the source library's."""
+
+
+class BadKey(ConversionError):
+    """A key file that cannot be used, or that others have a hand in."""
+
+
+class BadSignature(ConversionError):
+    """A version that is not signed, or whose files are not those that were."""

@@ -93,7 +93,7 @@ def set_steps(repository: Path, name: str, steps: Steps) -> None:
             raise RegistryError(f"{path} has no ensemble_scheduling to set")
         version = pins.pin(path.parent) or -1
         start, end = places[0]
-        changed = text[:start] + _scheduling(name, version, steps) + text[end:]
+        changed = text[:start] + scheduling(name, version, steps) + text[end:]
         for start, end in reversed(list(pins.fields(its_text, "model_warmup"))):
             if pins.strings(its_text[start:end], "name") == [ONE_TEXT]:
                 its_text = its_text[:start].rstrip() + "\n" + its_text[end:].lstrip("\n")
@@ -101,7 +101,8 @@ def set_steps(repository: Path, name: str, steps: Steps) -> None:
         pins.replace(path, changed)
 
 
-def _scheduling(name: str, version: int, steps: Steps) -> str:
+def scheduling(name: str, version: int, steps: Steps) -> str:
+    """The ensemble's steps as text: tokenizer and encoder, or the encoder alone ("fused")."""
     if steps == "fused":
         return FUSED.format(name=name, version=version)
     text = (template() / TEMPLATE / "config.pbtxt").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arrowhead_conversion import certificate, pins, pipeline, sources
+from arrowhead_conversion import certificate, pins, pipeline, signing, sources
 from arrowhead_conversion.errors import NotFaithful, SourceNotFound
 from arrowhead_conversion.weights import Storage
 from arrowhead_engine.encoder import Encoder
@@ -40,6 +40,7 @@ def verify(
     *,
     version: int | None = None,
     source: str | None = None,
+    public_key: Path | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Verified:
     """Proves the model `name`, and compares it with its source anew if that can be found.
@@ -49,10 +50,13 @@ def verify(
         repository_path: the Triton model repository.
         version: which version; None is the live one.
         source: where the source is now, if not where it was converted from.
+        public_key: file of the key that must have signed it; None asks for no signature.
         progress: called with how many texts were compared, and of how many.
 
     Raises:
         SourceNotFound: no such model; or `source` was named and is not there.
+        BadKey: the public key cannot be used.
+        BadSignature: it was not signed with that key, or a file is not the one that was.
         EngineError: a file was changed or damaged, or this machine computes other vectors.
         NotFaithful: the source's vectors, tokenizer or pipeline are others than the certified.
     """
@@ -63,6 +67,8 @@ def verify(
             f"versions there: {', '.join(map(str, known)) or 'none'}"
         )
     version = version or pins.live(repository_path, name) or known[-1]
+    if public_key is not None:
+        signing.check(repository_path, name, version, signing.read_public_key(public_key))
     weights = repository_path / f"{name}_encoder" / str(version) / "weights.parquet"
     tokenizer_folder = repository_path / f"{name}_tokenizer" / str(version)
     Tokenizer.open(tokenizer_folder)

@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from arrowhead_engine import native
-from arrowhead_engine.architectures import Config, architecture
+from arrowhead_engine.architectures import Architecture, Config, architecture
 from arrowhead_engine.compute import choose
 from arrowhead_engine.errors import (
     CertificateMismatch,
@@ -58,7 +58,7 @@ class Encoder:
     ) -> None:
         kind = architecture(spec.architecture)
         modes = poolings(spec.pooling)
-        config: Config = kind.config(spec.config)
+        config = _sizes(kind, spec.config, len(weights.tensors))
         if spec.max_seq_length > config.most_tokens:
             raise UnsupportedModel(
                 f"max_seq_length {spec.max_seq_length}; the network has positions for "
@@ -167,15 +167,22 @@ class Encoder:
                 )
 
     def check(self, input_ids: npt.NDArray[np.int32], length: npt.NDArray[np.int32]) -> list[Ids]:
-        """The real ids of each text, after proof that they can be embedded.
+        """The real ids of each text as int32, after proof that they can be embedded.
 
         Args:
             input_ids: int32 [B, S], rows padded at the end.
             length: int32 [B, 1] or [B], real ids in each row.
 
+        Whole numbers of another width are taken as well.
+
         Raises:
             InvalidInput: says which row, what was met and what was wanted. Nothing was computed.
         """
+        for name, array in (("input_ids", input_ids), ("length", length)):
+            if array.dtype.kind not in "iu":
+                raise InvalidInput(f"{name} is of {array.dtype}; wanted int32")
+        if input_ids.ndim != 2:
+            raise InvalidInput(f"input_ids has {input_ids.ndim} axes; wanted two, [texts, tokens]")
         width = input_ids.shape[1]
         longest = min(width, self.spec.max_seq_length)
         lengths = length.reshape(-1)
@@ -193,7 +200,8 @@ class Encoder:
                     f"row {i}: ids from {row.min()} to {row.max()}; wanted 0 to "
                     f"{self._vocab_size - 1}"
                 )
-        return rows
+        # Views, mostly. Of wider ids the kernels would read other numbers than these.
+        return [row.astype(np.int32, copy=False) for row in rows]
 
     def embed(self, ids: Sequence[Ids]) -> npt.NDArray[np.float32]:
         """The embeddings, float32 [B, D], of texts given as int32 ids without padding.
@@ -224,6 +232,23 @@ class Encoder:
             if row[: len(known)].tolist() == known:
                 return min(int(prompt["tokens"]), len(row) - 1)
         return 0
+
+
+def _sizes(kind: Architecture, raw: Mapping[str, Any], tensors: int) -> Config:
+    """The network's sizes.
+
+    Raises:
+        UnsupportedModel: they are none, or tell of more layers than the file has tensors: naming
+            those that are missing would take for ever.
+    """
+    for name, value in raw.items():
+        if "layer" in name and isinstance(value, int) and value > tensors:
+            raise UnsupportedModel(f"{name} is {value}; the file has {tensors} tensors in all")
+    try:
+        config: Config = kind.config(dict(raw))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UnsupportedModel(f"config is none of a network's sizes: {error}") from error
+    return config
 
 
 def cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:

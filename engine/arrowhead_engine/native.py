@@ -170,6 +170,7 @@ class NativeEngine:
         if plan.distances is not None:
             name, table = plan.distances
             distances = self._pointer(table(weights.float32(name), most))
+        self._words = weights.tensors[plan.words].shape[0]
         scales = weights.scales(plan.words)
         linears = iter(self._laid_out(plan, shared))
         self._plan = _Plan(
@@ -194,9 +195,25 @@ class NativeEngine:
         )
 
     def __call__(self, ids: Sequence[Ids], skips: Sequence[int] | None) -> Floats:
-        """The pooled vectors, float32 [B, poolings x D]; `skips` tokens of each do not count."""
+        """The pooled vectors, float32 [B, poolings x D]; `skips` tokens of each do not count.
+
+        Raises:
+            ValueError: these ids have not passed `Encoder.check`. The kernels look at none: they
+                would read what is not theirs.
+        """
         flat = np.ascontiguousarray(np.concatenate(ids), np.int32)
-        lengths = np.array([len(row) for row in ids], np.int32)
+        counts = [len(row) for row in ids]
+        # Taken for unsigned, negative ids are high ones.
+        if (
+            min(counts) < 1
+            or max(counts) > self._plan.most
+            or flat.view(np.uint32).max() >= self._words
+        ):
+            raise ValueError(
+                f"texts of {min(counts)} to {max(counts)} ids from {flat.min(initial=0)} to "
+                f"{flat.max(initial=0)}; wanted 1 to {self._plan.most}, below {self._words}"
+            )
+        lengths = np.array(counts, np.int32)
         skipped = None if skips is None else np.array(skips, np.int32)
         out = np.empty((len(ids), len(self._pooling) * self._width), np.float32)
         with self._one:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -83,12 +83,10 @@ class ModelSpec:
                 raise UnsupportedModel(
                     f"{name} is {getattr(self, name)!r}; wanted a {kind.__name__}"
                 )
+        if not all(isinstance(text, str) for text in self.prompts.values()):
+            raise UnsupportedModel(f"prompts is {self.prompts!r}; wanted texts by name")
         for prompt in self.excluded_prompts:
-            try:
-                fits = 0 < len(prompt["ids"]) <= prompt["tokens"] + 1
-            except (KeyError, TypeError):
-                fits = False
-            if not fits:
+            if not _is_excluded(prompt):
                 raise UnsupportedModel(f"excluded_prompts holds {prompt!r}; wanted ids and tokens")
 
     def to_json(self) -> str:
@@ -102,7 +100,29 @@ class ModelSpec:
         Raises:
             UnsupportedModel: none there, or not one this version understands.
         """
-        return _read(metadata, MODEL_KEY, lambda raw: cls(**raw))
+
+        def build(raw: dict[str, Any]) -> ModelSpec:
+            # What is not known may change the vectors, so it is not passed over.
+            if later := raw.keys() - cls.__dataclass_fields__.keys():
+                raise UnsupportedModel(
+                    f"{MODEL_KEY} has {', '.join(sorted(later))}, which this Arrowhead does not "
+                    "know; upgrade Arrowhead, or convert the model again with this one"
+                )
+            return cls(**raw)
+
+        return _read(metadata, MODEL_KEY, build)
+
+
+def _is_excluded(prompt: object) -> bool:
+    """Whether this tells the ids by which a text begins with a prompt, and its tokens."""
+    if not isinstance(prompt, dict):
+        return False
+    ids, tokens = prompt.get("ids"), prompt.get("tokens")
+    return _are_ids(ids) and type(tokens) is int and 0 < len(ids) <= tokens + 1
+
+
+def _are_ids(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(one) is int and 0 <= one < 2**31 for one in value)
 
 
 def model_sha256(metadata: Mapping[str, str]) -> str:
@@ -113,7 +133,7 @@ def model_sha256(metadata: Mapping[str, str]) -> str:
     Raises:
         UnsupportedModel: there is none.
     """
-    raw = _read(metadata, MODEL_KEY, lambda raw: raw)
+    raw: dict[str, Any] = _read(metadata, MODEL_KEY, lambda raw: raw)
     return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
 
 
@@ -145,7 +165,9 @@ class Probe:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Probe:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`; raises ValueError of ids that are none."""
+        if not _are_ids(raw["input_ids"]):
+            raise ValueError(f"input_ids is {raw['input_ids']!r:.80}; wanted a list of token ids")
         return cls(tuple(raw["input_ids"]), _array(raw["embedding"]))
 
 
@@ -185,8 +207,20 @@ class Certificate:
         """Refuses a certificate that proves nothing.
 
         Raises:
-            UnsupportedModel: it holds no probes.
+            UnsupportedModel: it holds no probes, or what it tells is of another kind.
         """
+        for name, kind in (
+            ("worst_cosine", (int, float)),
+            ("mean_cosine", (int, float)),
+            ("bfloat16_cosine", (int, float)),
+            ("texts", int),
+            ("weights_sha256", str),
+            ("tokenizer_sha256", str),
+            ("model_sha256", str),
+            ("versions", dict),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise UnsupportedModel(f"{CERTIFICATE_KEY}: {name} is {getattr(self, name)!r:.80}")
         if not self.probes:
             raise UnsupportedModel(f"{CERTIFICATE_KEY} holds no probes; convert the model again")
 
@@ -208,8 +242,10 @@ class Certificate:
         def build(raw: dict[str, Any]) -> Certificate:
             ranges = raw.pop("ranges", None)
             probes = tuple(map(Probe.from_dict, raw.pop("probes")))
+            # What a later Arrowhead proves beside is passed over: it changes no vector.
+            known = {name: raw[name] for name in raw.keys() & cls.__dataclass_fields__.keys()}
             return cls(
-                **raw,
+                **known,
                 probes=probes,
                 ranges=None if ranges is None else _array(ranges).reshape(2, -1),
             )
@@ -253,7 +289,7 @@ def parse_metadata(raw: bytes, path: str) -> dict[str, str]:
     """The same of a file's bytes; `path` is where they came from, for errors."""
     try:
         return {key: json.dumps(value) for key, value in json.loads(raw).items()}
-    except (AttributeError, ValueError) as error:
+    except (AttributeError, ValueError, RecursionError) as error:
         raise UnsupportedModel(f"{path}: not a JSON object ({error})") from error
 
 
@@ -276,8 +312,11 @@ def _read(metadata: Mapping[str, str], key: str, build: Callable[[dict[str, Any]
     if key not in metadata:
         raise UnsupportedModel(f"the weight file has no {key}; convert the model again")
     try:
-        return build(json.loads(metadata[key]))
-    except (KeyError, TypeError, ValueError) as error:
+        raw = json.loads(metadata[key])
+        if not isinstance(raw, dict):
+            raise TypeError("no JSON object")
+        return build(raw)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UnsupportedModel(
             f"{key} is not one this Arrowhead understands ({error}); convert the model again"
         ) from error

@@ -59,7 +59,9 @@ class Tokenizer:
         tokenizer.no_padding()
         tokenizer.enable_truncation(spec.max_seq_length)
         self._tokenizer = tokenizer
-        self._pad_id = spec.config["pad_token_id"]
+        self._pad_id = spec.config.get("pad_token_id")
+        if type(self._pad_id) is not int or not 0 <= self._pad_id < 2**31:
+            raise UnsupportedModel(f"pad_token_id is {self._pad_id!r}; wanted a token id")
         self._default_prompt = spec.default_prompt
         self._prompts = tuple(prompt for prompt in spec.prompts.values() if prompt)
         added = tokenizer.get_added_tokens_decoder().values()

@@ -305,8 +305,8 @@ def _check_version(path: Path, footer: parquet.Footer) -> dict[str, str]:
         raise NotAWeightFile(f"{path}: a Parquet file, but without {VERSION_KEY} in its metadata")
     if version != str(FORMAT_VERSION):
         raise UnsupportedVersion(
-            f"{path}: format version {version!r}, this Arrowhead reads {FORMAT_VERSION}; "
-            "upgrade Arrowhead or convert the model again"
+            f"{path}: format version {version!r}, this Arrowhead reads {FORMAT_VERSION}; upgrade "
+            "Arrowhead, or convert the model again with this one"
         )
     return footer.metadata
 

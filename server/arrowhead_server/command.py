@@ -24,6 +24,7 @@ Examples:
   arrowhead serve --verbose
   arrowhead serve --log-format json --drain 5
   ARROWHEAD_REPOSITORY=/srv/models arrowhead serve
+  arrowhead serve --public-key release.pem.pub     (only what `arrowhead sign` signed)
 
 \b
 When it says "ready", ask it:
@@ -84,6 +85,13 @@ def _port(name: str, default: int, what: str) -> Callable[[Any], Any]:
     help="How long to answer on after a first SIGTERM, while /ready says no: longer than a "
     "balancer needs to notice.",
 )
+@click.option(
+    "--public-key",
+    type=click.Path(path_type=Path),
+    envvar="ARROWHEAD_PUBLIC_KEY",
+    show_envvar=True,
+    help="Serve only versions that were signed with this key's private one (`arrowhead sign`).",
+)
 @logs.option()
 @click.option("--verbose", is_flag=True, help="Show Triton's whole log, and a line for each batch.")
 def serve(
@@ -94,6 +102,7 @@ def serve(
     metrics_port: int,
     health_port: int,
     drain_s: float,
+    public_key: Path | None,
     log_format: logs.Format,
     verbose: bool,
 ) -> None:
@@ -116,7 +125,10 @@ def serve(
 
     address = Address(host, http_port, grpc_port, metrics_port, health_port)
     with logs.told_in(log_format):
-        _run(Server(repository, address, verbose=verbose, drain_s=drain_s), log_format)
+        server = Server(
+            repository, address, verbose=verbose, public_key=public_key, drain_s=drain_s
+        )
+        _run(server, log_format)
 
 
 def _run(server: Server, log_format: logs.Format) -> None:

@@ -3,6 +3,7 @@
 
 ServerError
 ├── RepositoryError        nothing to serve, or weights not converted yet
+│   └── NotSignedError     a version without a signature of the key that is wanted
 ├── TritonNotFoundError    no Triton on this machine, or one that cannot run here
 ├── PortInUseError         somebody else listens on a port we were given
 ├── StartError             Triton or a model did not come up
@@ -18,6 +19,10 @@ class ServerError(Exception):
 
 class RepositoryError(ServerError):
     """The model repository cannot be served as it is."""
+
+
+class NotSignedError(RepositoryError):
+    """A version is not signed, or its files are not those that were."""
 
 
 class TritonNotFoundError(ServerError):

@@ -21,11 +21,15 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from arrowhead_server.errors import RepositoryError
+from arrowhead_server.errors import NotSignedError, RepositoryError
 from arrowhead_server.probe import FAILURES_IN_A_ROW, Part, Pulse
 from arrowhead_server.repository import EmbeddingModel, Pair, look_through, read_repository
 from arrowhead_server.shown import Shown
+
+if TYPE_CHECKING:  # it takes what only signed models need
+    from arrowhead_server.admission import Admission
 
 LOGGER = logging.getLogger(__name__)
 
@@ -118,6 +122,7 @@ class Rollout:
     Args:
         repository: what is served.
         folder: where to keep what Triton is shown.
+        admission: what versions have to pass before they are shown; None lets all pass.
 
     Attributes:
         state: what is shown.
@@ -125,8 +130,11 @@ class Rollout:
         restart: why Triton must be started anew to go on; else empty.
     """
 
-    def __init__(self, repository: Path, folder: Path) -> None:
-        self.shown = Shown(repository, folder)
+    def __init__(
+        self, repository: Path, folder: Path, admission: "Admission | None" = None
+    ) -> None:
+        self.shown = Shown(repository, folder, admission)
+        self._admission = admission
         self.state = State()
         self.hanging: set[Pair] = set()
         self.restart = ""
@@ -161,7 +169,7 @@ class Rollout:
         """Shows all that is to be served at once, to a Triton that is about to start.
 
         Raises:
-            RepositoryError: there is nothing to serve.
+            RepositoryError: there is nothing to serve, or it is not signed.
         """
         used = {model.pair for model in self.state.serving.values()}
         for pair in sorted(self.state.pairs - self._proved - used - self._refused.keys()):
@@ -180,6 +188,7 @@ class Rollout:
         try:
             if not served or self._starts % 2 == 0:
                 served = list(read_repository(self._repository))
+            self._admit_all({model.pair for model in served})
             self.apply(State.of(served))
         except (OSError, ValueError) as error:
             raise RepositoryError(f"the repository cannot be read: {error}") from error
@@ -228,6 +237,7 @@ class Rollout:
             *(self.state.serving[name] for name in faults if name in self.state.serving),
         ]
         self._forgive({model.pair for model in wanted})
+        self._admit_new({model.pair for model in wanted})
         proved = self._proved
         for pair in sorted(self.state.pairs - proved - self._refused.keys()):
             self._judge(pair, pulse, proved)
@@ -247,7 +257,7 @@ class Rollout:
         What cannot be shown, because its files went meanwhile, is refused or left as it was.
 
         Raises:
-            OSError, ValueError: at a start, where there is nothing to leave.
+            OSError, ValueError, NotSignedError: at a start, where there is nothing to leave.
         """
         before, at_start = self.state, not self.state.pairs
         pairs, serving = set(state.pairs), dict(state.serving)
@@ -266,7 +276,7 @@ class Rollout:
             self._heard.pop(name, None)
             try:
                 self.shown.show_ensemble(model)
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, NotSignedError) as error:
                 if at_start:
                     raise
                 self._refuse(model.pair, str(error))
@@ -286,6 +296,32 @@ class Rollout:
         for pair in sorted(before.pairs - state.pairs - used):
             self._hide(pair)
         self.state = State(frozenset(pairs | (used & before.pairs)), serving)
+
+    def _admit_all(self, pairs: Collection[Pair]) -> None:
+        """At a start. What served before serves again, whatever its files have become since.
+
+        Raises:
+            NotSignedError: of the first that has no signature, or not that of its files.
+        """
+        if self._admission is None:
+            return
+        for pair in sorted(pairs):
+            try:
+                self._admission.admit(pair)
+            except NotSignedError as error:
+                if pair not in self._admission:
+                    raise
+                LOGGER.warning("%s version %d is served as it was before: %s", *pair, error)
+
+    def _admit_new(self, wanted: Collection[Pair]) -> None:
+        if self._admission is None:
+            return
+        self._admission.keep({*wanted, *self.state.pairs})
+        for pair in sorted({*wanted} - self.state.pairs - self._refused.keys()):
+            try:
+                self._admission.admit(pair)
+            except NotSignedError as error:
+                self._refuse(pair, str(error))
 
     def _show(self, pair: Pair) -> None:
         shown: list[Part] = []

@@ -28,10 +28,14 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from arrowhead_conversion import pins
 from arrowhead_conversion.errors import RegistryError
 from arrowhead_server.repository import EmbeddingModel
+
+if TYPE_CHECKING:  # it takes what only signed models need
+    from arrowhead_server.admission import Admission
 
 # Further than a server runs, and not beyond 2038, where some file systems end.
 _AHEAD_NS = 5 * 365 * 86_400 * 10**9
@@ -43,9 +47,13 @@ class Shown:
     Args:
         repository: what is served.
         folder: to be made, on a path without blanks; beside it lies what is being prepared.
+        admission: where to take versions from, in place of the repository: they must be signed.
     """
 
-    def __init__(self, repository: Path, folder: Path) -> None:
+    def __init__(
+        self, repository: Path, folder: Path, admission: "Admission | None" = None
+    ) -> None:
+        self._admission = admission
         self._repository = repository
         self._folder = folder
         self._stage = folder.with_name(f"{folder.name}-stage")
@@ -73,7 +81,10 @@ class Shown:
 
     def show_part(self, part: str, version: int) -> None:
         """Adds a version of a tokenizer or encoder."""
-        source, target = self._repository / part, self._folder / part
+        root = self._repository
+        if self._admission is not None:
+            root = self._admission.copy((part.rpartition("_")[0], version))
+        source, target = root / part, self._folder / part
         stage = self._stage / f"{part}-{version}"
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir()
@@ -119,12 +130,16 @@ class Shown:
 
         Raises:
             OSError, ValueError: its configuration cannot be read, or has nothing to pin.
+            NotSignedError: it is not the one that was signed.
         """
         config = self._taken_up.get(model)
         if config is None:
             path = self._repository / model.name / "config.pbtxt"
             try:
-                config = pins.with_pin(path.read_text(encoding="utf-8"), model.version)
+                text = path.read_text(encoding="utf-8")
+                if self._admission is not None:
+                    self._admission.check_ensemble(model, text)
+                config = pins.with_pin(text, model.version)
             except RegistryError as error:
                 raise ValueError(f"{path}: {error}") from error
             config = pins.with_versions(config, [model.version])

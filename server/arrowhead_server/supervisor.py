@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from arrowhead_server import health, triton
 from arrowhead_server.address import Address, check_ports, free_address
@@ -43,6 +43,9 @@ from arrowhead_server.probe import Pulse
 from arrowhead_server.process import Janitor, TritonProcess
 from arrowhead_server.repository import EmbeddingModel, read_repository
 from arrowhead_server.rollout import Rollout, State, parts
+
+if TYPE_CHECKING:
+    from arrowhead_server.admission import Admission
 
 LOGGER = logging.getLogger(__name__)
 TRITON_LOGGER = logging.getLogger(f"{__name__}.triton")
@@ -76,6 +79,7 @@ class Server:
         address: Where it listens. Loopback unless told otherwise.
         verbose: Pass Triton's whole log on, and a line for each batch; otherwise its errors and
             what models print.
+        public_key: File of the key that every version must be signed with; None asks for none.
         probe_interval_s: Seconds between two probes of every model.
         probe_timeout_s: Seconds until a probe counts as unanswered. A model that completes nothing
             at all for about three times this long is restarted, so it must exceed the time that
@@ -87,7 +91,7 @@ class Server:
         restarts: Every recovery so far, oldest first.
 
     Raises:
-        RepositoryError: There is nothing to serve.
+        RepositoryError: There is nothing to serve, or the public key cannot be used.
         TritonNotFoundError: This is not Linux.
     """
 
@@ -97,6 +101,7 @@ class Server:
         address: Address,
         *,
         verbose: bool = False,
+        public_key: Path | None = None,
         probe_interval_s: float = 1.0,
         probe_timeout_s: float = 10.0,
         drain_s: float = 0.0,
@@ -109,6 +114,7 @@ class Server:
         self.ready_s = 0.0
         self.restarts: list[Restart] = []
         self._verbose = verbose
+        self._public_key = public_key
         self._probe_interval_s = probe_interval_s
         self._probe_timeout_s = probe_timeout_s
         # Distinct between servers side by side, so that each removes its own files only.
@@ -271,7 +277,9 @@ class Server:
             (runtime / "shared").mkdir(mode=0o700)
             if self._verbose:
                 found.environment["ARROWHEAD_LOG_BATCHES"] = "1"  # a line for each, of each model
-            rollout = self._rollout = Rollout(self.repository, runtime / "models")
+            rollout = self._rollout = Rollout(
+                self.repository, runtime / "models", self._admission(runtime / "signed")
+            )
             start = partial(self._start_once, found, rollout, janitor, prober)
             start()
             began = time.monotonic()
@@ -280,6 +288,13 @@ class Server:
                     break  # it has died; what would be started would be stopped at once
                 self._recover(reason, start, lived_s=time.monotonic() - began)
                 began = time.monotonic()
+
+    def _admission(self, folder: Path) -> "Admission | None":
+        if self._public_key is None:
+            return None
+        from arrowhead_server.admission import Admission  # protobuf and cryptography: half a second
+
+        return Admission(self.repository, folder, self._public_key)
 
     def _start_once(
         self, found: triton.Triton, rollout: Rollout, janitor: Janitor, prober: ThreadPoolExecutor
@@ -459,6 +474,7 @@ def running_server(
     address: Address | None = None,
     *,
     verbose: bool = False,
+    public_key: Path | None = None,
     probe_interval_s: float = 1.0,
     probe_timeout_s: float = 10.0,
 ) -> Iterator[Server]:
@@ -471,6 +487,7 @@ def running_server(
         repository,
         address or free_address(),
         verbose=verbose,
+        public_key=public_key,
         probe_interval_s=probe_interval_s,
         probe_timeout_s=probe_timeout_s,
     )

@@ -17,6 +17,9 @@ from arrowhead_client import Client
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.tokenizer import Tokenizer
 from arrowhead_server.supervisor import Server, running_server
+from deploy.stack import Stack
+
+from . import stacks
 
 # One table of texts for every road.
 TEXTS = [
@@ -64,6 +67,13 @@ def prompted(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) 
 def client(server: Server) -> Iterator[Client]:
     with Client(server.grpc_url) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def stack(minilm_repository: Path) -> Iterator[Stack]:
+    """Three Tritons and two gateways behind HAProxy. Who breaks something mends it."""
+    with stacks.started(minilm_repository) as stack:
+        yield stack
 
 
 @pytest.fixture(scope="session")

@@ -134,6 +134,10 @@ def row_of(*values: int) -> npt.NDArray[np.int32]:
         (row_of(101, 102), [[2], [2]], r"2 lengths for 1 rows"),
         (np.zeros((1, 0), np.int32), [[1]], r"row 0: length 1; wanted 1 to 0"),
         (np.array([[1, 1], [1, 99999]], np.int32), [[2], [2]], r"row 1: ids from 1 to 99999"),
+        (np.array([[1.5, 1.5]]), [[2]], r"input_ids is of float64; wanted int32"),
+        (np.array([[1, 2]], object), [[2]], r"input_ids is of object; wanted int32"),
+        (np.array([101, 102], np.int32), [2], r"input_ids has 1 axes; wanted two"),
+        (np.zeros((1, 2, 2), np.int32), [[2]], r"input_ids has 3 axes; wanted two"),
     ],
 )
 def test_bad_ids_are_refused_by_row(
@@ -141,6 +145,24 @@ def test_bad_ids_are_refused_by_row(
 ) -> None:
     with pytest.raises(InvalidInput, match=message):
         encoder.check(input_ids, np.array(length, np.int32))
+
+
+@pytest.mark.parametrize("length", [np.array([[np.nan]]), np.array([[2.0]]), np.array([[True]])])
+def test_lengths_that_are_no_numbers_of_ids_are_refused(
+    encoder: Encoder, length: npt.NDArray[Any]
+) -> None:
+    with pytest.raises(InvalidInput, match=f"length is of {length.dtype}; wanted int32"):
+        encoder.check(row_of(101, 102), length)
+
+
+@pytest.mark.parametrize("kind", ["<i8", ">i4", "<u4", "<i2"])
+def test_ids_of_another_width_are_the_same_ids(encoder: Encoder, kind: str) -> None:
+    """The kernels read int32: of wider ids, zeros would be ids between ids, past the row's end."""
+    row = row_of(101, 2204, 3793, 102)
+    wanted = encoder.embed(encoder.check(row, np.array([4], np.int32)))
+    rows = np.repeat(row, 2, axis=0).astype(kind)  # equal ones are computed once, from their bytes
+    met = encoder.embed(encoder.check(rows, np.array([[4], [4]], np.int64)))
+    np.testing.assert_array_equal(met, np.repeat(wanted, 2, axis=0))
 
 
 def test_padding_is_not_looked_at(encoder: Encoder) -> None:
@@ -282,6 +304,11 @@ def test_missing_unexpected_and_misshapen_tensors_are_told_at_once(
         ({"config": {"num_attention_heads": 0}}, "num_attention_heads is 0"),
         ({"config": {"num_hidden_layers": "6"}}, "num_hidden_layers is '6'"),
         ({"config": {"layer_norm_eps": "x"}}, "layer_norm_eps is 'x'"),
+        ({"config": {"num_hidden_layers": 10**9}}, "num_hidden_layers is 1000000000; the file has"),
+        ({"architecture": "modernbert", "config": {"rope_parameters": 7}}, "config is none of"),
+        ({"prompts": {"query": 7}}, "prompts is"),
+        ({"excluded_prompts": [{"ids": [1], "tokens": float("inf")}]}, "excluded_prompts holds"),
+        ({"excluded_prompts": [{"ids": [1.5], "tokens": 3}]}, "excluded_prompts holds"),
         ({"pooling": []}, r"pooling is \[\]"),
         ({"normalize": 1}, "normalize is 1"),
     ],
@@ -302,9 +329,16 @@ def test_a_model_that_would_come_out_wrong_is_refused(
     [
         (MODEL_KEY, None, "no arrowhead.model"),
         (MODEL_KEY, "{", "arrowhead.model is not one"),
+        (MODEL_KEY, "[" * 100_000, "arrowhead.model is not one"),
+        (MODEL_KEY, "7", "arrowhead.model is not one"),
         (MODEL_KEY, '{"architecture": "bert"}', "arrowhead.model is not one"),
         (CERTIFICATE_KEY, None, "no arrowhead.certificate"),
         (CERTIFICATE_KEY, '{"probes": 3}', "arrowhead.certificate is not one"),
+        (CERTIFICATE_KEY, "7", "arrowhead.certificate is not one"),
+        (CERTIFICATE_KEY, {"weights_sha256": [7]}, "weights_sha256 is"),
+        (CERTIFICATE_KEY, {"bfloat16_cosine": "1"}, "bfloat16_cosine is '1'"),
+        (CERTIFICATE_KEY, {"probes": [{"input_ids": ["1"], "embedding": VECTOR}]}, "input_ids is"),
+        (CERTIFICATE_KEY, {"probes": [{"input_ids": [2**40], "embedding": VECTOR}]}, "input_ids"),
         (CERTIFICATE_KEY, {"probes": []}, "holds no probes"),
         (CERTIFICATE_KEY, {"probes": [{"input_ids": [99999], "embedding": VECTOR}]}, "99999"),
         (CERTIFICATE_KEY, {"probes": [{"input_ids": [], "embedding": VECTOR}]}, "length 0"),

@@ -228,6 +228,17 @@ def test_what_is_not_a_number_shows_in_int8_too(tmp_path: Path) -> None:
         assert np.isnan(met).all()
 
 
+@pytest.mark.parametrize(
+    "row", [[], [1] * 151, [-1], [500], [2**31 - 1]], ids=["none", "many", "below", "above", "far"]
+)
+def test_ids_that_nobody_checked_do_not_reach_the_kernels(mpnet: Path, row: list[int]) -> None:
+    encoder = Encoder.open(mpnet, dtype="float32", engine="native")
+    fine = np.array([1, 2, 3], np.int32)
+    with pytest.raises(ValueError, match="wanted 1 to 150, below 500"):
+        encoder.embed([fine, np.array(row, np.int32)])
+    assert encoder.embed([fine]).shape == (1, encoder.spec.dimension)
+
+
 def test_threads_of_python_wait_for_each_other(mpnet: Path) -> None:
     engine = engine_of(mpnet, threads=2, poolings=["mean"])
     mixes = [texts([n] * 8, n) for n in (5, 90, 150)]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arrowhead_engine.errors import CertificateMismatch, InvalidInput, UnsupportedModel
+from arrowhead_engine.spec import ModelSpec, read_metadata
 from arrowhead_engine.tokenizer import MOST_CHARS_PER_TOKEN, Tokenizer, utf8
 
 
@@ -140,12 +142,22 @@ def test_another_tokenizer_than_the_certified_one_is_refused(
 
 def test_a_damaged_description_is_a_named_error(minilm_repository: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(minilm_repository / "minilm_tokenizer" / "1", tmp_path / "1")
-    (folder / "metadata.json").write_text("[]")
-    with pytest.raises(UnsupportedModel, match=r"metadata\.json"):
-        Tokenizer.open(folder)
+    for damaged in ("[]", "[" * 100_000):
+        (folder / "metadata.json").write_text(damaged)
+        with pytest.raises(UnsupportedModel, match=r"metadata\.json"):
+            Tokenizer.open(folder)
     (folder / "metadata.json").unlink()
     with pytest.raises(FileNotFoundError):
         Tokenizer.open(folder)
+
+
+@pytest.mark.parametrize("pad", [None, "0", -1, 2**31, True])
+def test_a_pad_id_that_is_none_is_refused(minilm_repository: Path, pad: object) -> None:
+    folder = minilm_repository / "minilm_tokenizer" / "1"
+    spec = ModelSpec.from_metadata(read_metadata(folder / "metadata.json"))
+    spoilt = replace(spec, config={**spec.config, "pad_token_id": pad})
+    with pytest.raises(UnsupportedModel, match="pad_token_id is"):
+        Tokenizer.parse((folder / "tokenizer.json").read_bytes(), spoilt)
 
 
 def test_it_imports_no_torch() -> None:

@@ -24,6 +24,7 @@ from arrowhead_server.gateway.metrics import Metrics
 from arrowhead_server.gateway.protocol import MOST_PIPELINED, CappedProtocol
 from arrowhead_server.gateway.rates import Rates
 from arrowhead_server.gateway.settings import Settings
+from arrowhead_server.gateway.spans import Spans
 
 SIZE = 64 * 2**20  # more than the system's buffers hold
 BIG = b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -43,7 +44,7 @@ def answer(path: str, error: ArrowheadError) -> Any:
 def gate_of(rates: Rates | None = None) -> Gate:
     gauge = Gauge("held", "bytes", registry=CollectorRegistry())
     access = Access(Settings("grpc://127.0.0.1:1", "minilm"))
-    return Gate(big, access, rates, Bodies(10**6, 10**9, gauge), 100, Metrics(), answer)
+    return Gate(big, access, rates, Bodies(10**6, 10**9, gauge), 100, Metrics(), answer, Spans())
 
 
 @asynccontextmanager

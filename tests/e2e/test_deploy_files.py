@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of deploy/ and docker-compose.yml, by those programs that read or judge them.
+
+No Docker engine runs in tests: what is built and run of them, test_install.py and test_stack.py do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from arrowhead_client.cli import main
+
+from .stacks import PLACES, need
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+PUBLISHED = {"haproxy": {8080, 8000, 8001}, "prometheus": {9090}, "grafana": {3000}}
+TOOLS = Path(sys.executable).parent
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, "PATH": PLACES, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    """docker-compose.yml's services, as docker-compose reads them."""
+    need("docker-compose")
+    read: dict[str, Any] = yaml.safe_load(run("docker-compose", "config"))
+    return read["services"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu", "convert"])
+def test_docker_compose_takes_each_profile(profile: str) -> None:
+    need("docker-compose")
+    run("docker-compose", "--profile", profile, "config", "--quiet")
+
+
+def test_compose_follows_the_specification() -> None:
+    run(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
+
+
+def test_no_container_may_do_what_it_need_not(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert "privileged" not in service, name
+
+
+def test_only_loopback_is_published(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        ports = service.get("ports", [])
+        assert all(port.startswith("127.0.0.1:") for port in ports), name
+        found = {int(port.removesuffix("/tcp").rpartition(":")[2]) for port in ports}
+        assert found == PUBLISHED.get(name, set()), name
+        # A way out of the machine for those only that need it.
+        wants_out = name in PUBLISHED or name == "convert"
+        assert ("published" in service["networks"]) == wants_out, name
+
+
+def test_every_image_is_of_a_version(services: dict[str, Any]) -> None:
+    names = [service["image"] for service in services.values()]
+    names += re.findall(r"^FROM (\S*[:/]\S+)", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert len(names) > len(services)
+    assert [name for name in names if not re.search(r":v?\d+\.\d+[\w.-]*$", name)] == []
+
+
+def test_the_servers_take_their_commands(services: dict[str, Any]) -> None:
+    ours = [
+        service for name, service in services.items() if name in ("triton", "triton-gpu", "gateway")
+    ]
+    assert len(ours) == 3
+    for service in ours:
+        # Options that there are not are refused before the help is shown.
+        result = CliRunner().invoke(main, [*service["command"], "--help"])
+        assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("name", ["triton", "triton-gpu"])
+def test_a_server_has_memory_to_share_and_reads_its_models_only(
+    services: dict[str, Any], name: str
+) -> None:
+    service = services[name]
+    assert service["shm_size"]
+    assert any(volume.endswith(":/models:ro") for volume in service["volumes"])
+    assert service["networks"]["inside"]["aliases"] == ["triton"]
+    assert service["stop_grace_period"] == "30s"  # --drain 5, Triton's 3 and some
+
+
+def test_the_images_are_linted() -> None:
+    run(TOOLS / "hadolint", "--failure-threshold", "style", DEPLOY / "Dockerfile")
+
+
+@pytest.mark.parametrize("target", ["triton", "gateway", "convert"])
+def test_the_images_run_as_nobody_in_particular(target: str) -> None:
+    stages = re.split(r"^FROM ", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    (stage,) = (stage for stage in stages if re.match(rf"\S+ AS {target}\n", stage))
+    assert "\nUSER 1000:1000\n" in stage
+    assert 'ENTRYPOINT ["arrowhead"' in stage
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {
+            "ARROWHEAD_LISTEN": "127.0.0.1",
+            "ARROWHEAD_DNS": "127.0.0.1:8053",
+            "ARROWHEAD_TRITON": "triton.arrowhead.svc.cluster.local",
+        },
+    ],
+)
+def test_haproxy_takes_its_file_without_a_warning(environment: dict[str, str]) -> None:
+    need("haproxy")
+    output = run("haproxy", "-c", "-f", DEPLOY / "haproxy" / "haproxy.cfg", **environment)
+    assert output.strip() == "Configuration file is valid"
+
+
+def test_prometheus_takes_its_files() -> None:
+    need("promtool")
+    run("promtool", "check", "config", DEPLOY / "prometheus" / "prometheus.yml")
+
+
+def test_each_alert_rises_when_it_should_and_else_does_not() -> None:
+    need("promtool")
+    run("promtool", "test", "rules", "alerts_test.yml", cwd=DEPLOY / "prometheus")
+    expected = (DEPLOY / "prometheus" / "alerts_test.yml").read_text()
+    for rule in rules():
+        assert f'alertname="{rule["alert"]}"' in expected
+
+
+def test_each_alert_says_what_to_do() -> None:
+    for rule in rules():
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert rule["annotations"]["summary"]
+        assert len(rule["annotations"]["runbook"]) > 40, rule["alert"]
+
+
+def test_a_test_of_an_alert_can_fail(tmp_path: Path) -> None:
+    need("promtool")
+    folder = tmp_path / "prometheus"
+    shutil.copytree(DEPLOY / "prometheus", folder)
+    alerts = (folder / "alerts.yml").read_text()
+    (folder / "alerts.yml").write_text(alerts.replace("> 200\n", "> 2000\n"))
+    done = subprocess.run(
+        ["promtool", "test", "rules", "alerts_test.yml"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "QueueGrows" in done.stdout + done.stderr
+
+
+def rules() -> Iterator[dict[str, Any]]:
+    read = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())
+    for group in read["groups"]:
+        yield from group["rules"]
