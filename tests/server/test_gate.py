@@ -18,6 +18,7 @@ from arrowhead_client import ArrowheadError
 from arrowhead_server.gateway import protocol
 from arrowhead_server.gateway.access import Access
 from arrowhead_server.gateway.bodies import Bodies
+from arrowhead_server.gateway.call import Call
 from arrowhead_server.gateway.failures import Forbidden, TooFast
 from arrowhead_server.gateway.gate import Gate
 from arrowhead_server.gateway.metrics import Metrics
@@ -131,4 +132,4 @@ async def test_tokens_that_lack_a_scope_are_counted_where_they_come_from(
     scope = {"type": "http", "headers": [], "client": ("192.0.2.1", 1)}
     for error in (Forbidden, Forbidden, TooFast):
         with pytest.raises(error):
-            await gate._counted(scope)
+            await gate._counted(scope, Call("an-id"))
