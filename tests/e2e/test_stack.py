@@ -47,7 +47,7 @@ MODELS = {
     "arrowhead_tokens_total",
     "arrowhead_tokens_computed_total",
     "arrowhead_padding_saved_tokens_total",
-    "arrowhead_batch_tokens_bucket",
+    "arrowhead_batches_by_tokens_total",
 }
 
 
