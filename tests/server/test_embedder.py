@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,3 +243,19 @@ async def test_long_texts_are_remembered_without_being_kept(
     assert all(one is other for one, other in zip(first, again, strict=True))
     assert embedder.counts == Counts(hits=6, merged=0, misses=6, sent_tokens=1428)
     assert max(len(name) for name in embedder._known) <= 64
+
+
+async def test_what_is_served_no_more_gives_its_memory_back_at_once(
+    transport: Slow, tokenizer: Tokenizer
+) -> None:
+    transport.open.set()
+    embedder = await embedder_of(transport, tokenizer)
+    await embedder(["a text", "another"])
+    gone = weakref.ref(embedder)
+    gc.disable()  # a new version comes rarely, and so does Python's look for cycles
+    try:
+        del embedder
+        await asyncio.sleep(0)
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
+from weakref import WeakMethod
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +135,7 @@ class Embedder:
         self.counts = counts
         self._known: LRUCache[Key | bytes, Embedded] = LRUCache(entries)
         self._coming: dict[Key, asyncio.Future[Embedded]] = {}
-        self._interactive = _Lane(self._ask, lambda: INTERACTIVE)
+        self._interactive = _Lane(self._ask, self._interactive_parts)
         self._bulk = _Lane(self._ask, self._bulk_parts)
         self._last_interactive = -QUIET_S
         self._tasks: set[asyncio.Task[None]] = set()
@@ -224,6 +225,9 @@ class Embedder:
         if fits:
             self._last_interactive = time.monotonic()
         (self._interactive if fits else self._bulk).put(texts)
+
+    def _interactive_parts(self) -> int:
+        return INTERACTIVE
 
     def _bulk_parts(self) -> int:
         return 1 if time.monotonic() - self._last_interactive < QUIET_S else BULK
@@ -317,14 +321,16 @@ class _Lane:
     So a caller alone never waits, and of many at the same moment few pay for a request each.
 
     Args:
-        ask: sends one part; raises nothing.
+        ask: sends one part; raises nothing. A method of the lane's owner, as `most` is.
         most: parts under way at once, now.
     """
 
     def __init__(
         self, ask: Callable[[list[_Text]], Coroutine[Any, Any, None]], most: Callable[[], int]
     ) -> None:
-        self._ask, self._most = ask, most
+        # Weakly: in a cycle with its lanes, an embedder of a version that is served no more would
+        # keep its memory until Python looks for cycles among everything, which it rarely does.
+        self._ask, self._most = WeakMethod(ask), WeakMethod(most)
         self._gathered: deque[_Text] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -338,9 +344,12 @@ class _Lane:
         self._send()
 
     def _send(self) -> None:
-        while self._gathered and len(self._under_way) < self._most():
+        ask, most = self._ask(), self._most()
+        if ask is None or most is None:
+            return  # the owner is gone, so nobody waits for what has gathered
+        while self._gathered and len(self._under_way) < most():
             # Not in the context of the request that happens to be here: it is of several.
-            task = Context().run(asyncio.create_task, self._ask(self._part()))
+            task = Context().run(asyncio.create_task, ask(self._part()))
             self._under_way.add(task)
             task.add_done_callback(self._done)
 
