@@ -34,6 +34,7 @@ from arrowhead_client._plan import (
     TokenCounts,
     Tokenized,
     TokenRows,
+    carrying,
     encode_ids,
     encode_texts,
     listed,
@@ -41,6 +42,7 @@ from arrowhead_client._plan import (
     tokens_of,
     writable,
 )
+from arrowhead_client._tracing import embedding, tracing
 from arrowhead_client._transports import AsyncTransport, async_transport_for
 from arrowhead_client._url import DEFAULT_URL
 
@@ -87,6 +89,7 @@ class AsyncClient:
     ) -> None:
         self._settings = Settings(model, timeout_s, retries, concurrency, batch_size, experiment)
         self._open_transport: AsyncTransport | None = transport or async_transport_for(url)
+        self._tracing = tracing()
         self._known_config: Config | None = None
         self._known_ranges: Vectors | None = None
 
@@ -102,12 +105,13 @@ class AsyncClient:
         normalize: bool = False,
         precision: Precision = "float32",
         progress: bool | None = None,
+        request_id: str | None = None,
     ) -> npt.NDArray[Any]:
         """See `Client.embed`."""
         options = Options(
             prompt, prompt_name, input_type, truncate, dimensions, normalize, precision
         )
-        vectors = writable(await self._embed(texts, options, progress))
+        vectors = writable(await self._embed(texts, options, progress, request_id))
         return vectors[0] if isinstance(texts, str) else vectors
 
     async def embed_ids(
@@ -118,12 +122,15 @@ class AsyncClient:
         normalize: bool = False,
         precision: Precision = "float32",
         served: ModelInfo | None = None,
+        request_id: str | None = None,
     ) -> npt.NDArray[Any]:
         """See `Client.embed_ids`."""
         options = Options(dimensions=dimensions, normalize=normalize, precision=precision)
         ids = encode_ids(input_ids)
-        requests = self._settings.id_requests(ids, served or await self._config())
-        return writable(await self._gathered(requests, options, lambda done: None))
+        with embedding(self._tracing, self.model, request_id):
+            some = self._settings.id_requests(ids, served or await self._config())
+            requests = self._carrying(some, request_id)
+            return writable(await self._gathered(requests, options, lambda done: None))
 
     async def embed_arrow(
         self,
@@ -137,12 +144,13 @@ class AsyncClient:
         normalize: bool = False,
         precision: Precision = "float32",
         progress: bool | None = None,
+        request_id: str | None = None,
     ) -> pa.FixedSizeListArray:
         """See `Client.embed_arrow`."""
         options = Options(
             prompt, prompt_name, input_type, truncate, dimensions, normalize, precision
         )
-        return to_arrow(await self._embed(texts, options, progress))
+        return to_arrow(await self._embed(texts, options, progress, request_id))
 
     async def similarity(
         self,
@@ -165,10 +173,12 @@ class AsyncClient:
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
+        request_id: str | None = None,
     ) -> TokenCounts:
         """See `Client.count_tokens`."""
         prefix = await self._prefix(Options(prompt, prompt_name))
-        requests = self._settings.token_requests(encode_texts(texts, prefix))
+        some = self._settings.token_requests(encode_texts(texts, prefix))
+        requests = self._carrying(some, request_id)
         rows = TokenRows(requests)
         async with aclosing(self._answers(requests)) as answers:
             async for index, answer in answers:
@@ -181,10 +191,12 @@ class AsyncClient:
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
+        request_id: str | None = None,
     ) -> list[Tokenized]:
         """See `Client.tokenize`."""
         prefix = await self._prefix(Options(prompt, prompt_name))
-        requests = self._settings.tokenize_requests(encode_texts(texts, prefix))
+        some = self._settings.tokenize_requests(encode_texts(texts, prefix))
+        requests = self._carrying(some, request_id)
         found: dict[int, list[Tokenized]] = {}
         async with aclosing(self._answers(requests)) as answers:
             async for index, answer in answers:
@@ -258,18 +270,30 @@ class AsyncClient:
         return self._known_ranges
 
     async def _embed(
-        self, texts: Texts, options: Options, progress: bool | None = None
+        self,
+        texts: Texts,
+        options: Options,
+        progress: bool | None = None,
+        request_id: str | None = None,
     ) -> npt.NDArray[Any]:
-        prefix = await self._prefix(options)
-        encoded = encode_texts(await self._fitting(texts, prefix, options.truncate), prefix)
-        requests = self._settings.embed_requests(encoded)
-        with progress_bar(encoded, requests, progress) as bar:
-            return await self._gathered(requests, options, bar.update)
+        with embedding(self._tracing, self.model, request_id):
+            prefix = await self._prefix(options)
+            fitting = await self._fitting(texts, prefix, options.truncate, request_id)
+            encoded = encode_texts(fitting, prefix)
+            requests = self._carrying(self._settings.embed_requests(encoded), request_id)
+            with progress_bar(encoded, requests, progress) as bar:
+                return await self._gathered(requests, options, bar.update)
 
-    async def _fitting(self, texts: Texts, prefix: str | None, truncate: Truncate) -> Texts:
+    def _carrying(self, requests: list[Request], request_id: str | None) -> list[Request]:
+        headers = () if self._tracing is None else self._tracing.headers()
+        return carrying(requests, request_id, headers)
+
+    async def _fitting(
+        self, texts: Texts, prefix: str | None, truncate: Truncate, request_id: str | None
+    ) -> Texts:
         if truncate == "end":
             return texts
-        counts = await self.count_tokens(texts, prompt=prefix)
+        counts = await self.count_tokens(texts, prompt=prefix, request_id=request_id)
         if truncate == "none":
             check_lengths(counts.length.tolist(), counts.truncated.tolist())
             return texts
@@ -279,8 +303,10 @@ class AsyncClient:
             try:
                 candidates = next(search)
                 while True:
-                    too_long = (await self.count_tokens(candidates, prompt=prefix)).truncated
-                    candidates = search.send(too_long.tolist())
+                    counts = await self.count_tokens(
+                        candidates, prompt=prefix, request_id=request_id
+                    )
+                    candidates = search.send(counts.truncated.tolist())
             except StopIteration as found:
                 shorter[index] = found.value
         return shorter

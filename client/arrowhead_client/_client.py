@@ -34,6 +34,7 @@ from arrowhead_client._plan import (
     TokenCounts,
     Tokenized,
     TokenRows,
+    carrying,
     encode_ids,
     encode_texts,
     listed,
@@ -41,6 +42,7 @@ from arrowhead_client._plan import (
     tokens_of,
     writable,
 )
+from arrowhead_client._tracing import embedding, tracing
 from arrowhead_client._transports import Pause, Transport, transport_for
 from arrowhead_client._url import DEFAULT_URL
 
@@ -93,6 +95,7 @@ class Client:
     ) -> None:
         self._settings = Settings(model, timeout_s, retries, concurrency, batch_size, experiment)
         self._open_transport: Transport | None = transport or transport_for(url)
+        self._tracing = tracing()
         self._known_config: Config | None = None
         self._known_ranges: Vectors | None = None
 
@@ -108,6 +111,7 @@ class Client:
         normalize: bool = False,
         precision: Precision = "float32",
         progress: bool | None = None,
+        request_id: str | None = None,
     ) -> npt.NDArray[Any]:
         """The vectors of the texts, float32: `[N, D]`, or `[D]` for a single string.
 
@@ -128,6 +132,8 @@ class Client:
             precision: "float32"; or "int8", "uint8", "binary", "ubinary" of the model's own vector
                 (cut, not normalised), as `quantize` says, with the ranges of its conversion.
             progress: a bar on stderr: True or False; None shows it on a terminal for a long call.
+            request_id: what the logs of gateway and server are to call it: 1 to 128 letters, digits
+                and . _ : -
 
         Raises:
             InvalidInput: a text is no string, or null, or has no UTF-8; `dimensions` is above D; or
@@ -138,7 +144,7 @@ class Client:
         options = Options(
             prompt, prompt_name, input_type, truncate, dimensions, normalize, precision
         )
-        vectors = writable(self._embed(texts, options, progress))
+        vectors = writable(self._embed(texts, options, progress, request_id))
         return vectors[0] if isinstance(texts, str) else vectors
 
     def embed_ids(
@@ -149,6 +155,7 @@ class Client:
         normalize: bool = False,
         precision: Precision = "float32",
         served: ModelInfo | None = None,
+        request_id: str | None = None,
     ) -> npt.NDArray[Any]:
         """The vectors `[N, D]` of N texts that are token ids already, special ones included.
 
@@ -161,6 +168,7 @@ class Client:
             precision: as for `embed`.
             served: what `info` told: that very version is asked. Else the live one is asked for
                 first.
+            request_id: as for `embed`.
 
         Raises:
             InvalidInput: no list of ids.
@@ -169,8 +177,10 @@ class Client:
         """
         options = Options(dimensions=dimensions, normalize=normalize, precision=precision)
         ids = encode_ids(input_ids)
-        requests = self._settings.id_requests(ids, served or self._config())
-        return writable(self._gathered(requests, options, lambda done: None))
+        with embedding(self._tracing, self.model, request_id):
+            some = self._settings.id_requests(ids, served or self._config())
+            requests = self._carrying(some, request_id)
+            return writable(self._gathered(requests, options, lambda done: None))
 
     def embed_arrow(
         self,
@@ -184,6 +194,7 @@ class Client:
         normalize: bool = False,
         precision: Precision = "float32",
         progress: bool | None = None,
+        request_id: str | None = None,
     ) -> pa.FixedSizeListArray:
         """`embed` as an Arrow array of N `fixed_size_list<float>[D]`; int8 or uint8 by precision.
 
@@ -197,7 +208,7 @@ class Client:
         options = Options(
             prompt, prompt_name, input_type, truncate, dimensions, normalize, precision
         )
-        return to_arrow(self._embed(texts, options, progress))
+        return to_arrow(self._embed(texts, options, progress, request_id))
 
     def similarity(
         self,
@@ -234,6 +245,7 @@ class Client:
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
+        request_id: str | None = None,
     ) -> TokenCounts:
         """How many tokens the model reads of each text, and whether it reads all of it.
 
@@ -245,7 +257,8 @@ class Client:
             ServerError: as for `embed`.
         """
         prefix = self._prefix(Options(prompt, prompt_name))
-        requests = self._settings.token_requests(encode_texts(texts, prefix))
+        some = self._settings.token_requests(encode_texts(texts, prefix))
+        requests = self._carrying(some, request_id)
         rows = TokenRows(requests)
         with closing(self._answers(requests)) as answers:
             for index, answer in answers:
@@ -258,6 +271,7 @@ class Client:
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
+        request_id: str | None = None,
     ) -> list[Tokenized]:
         """The tokens that the model reads of each text; a single string counts as one text.
 
@@ -266,7 +280,8 @@ class Client:
             ServerError: as for `embed`.
         """
         prefix = self._prefix(Options(prompt, prompt_name))
-        requests = self._settings.tokenize_requests(encode_texts(texts, prefix))
+        some = self._settings.tokenize_requests(encode_texts(texts, prefix))
+        requests = self._carrying(some, request_id)
         found: dict[int, list[Tokenized]] = {}
         with closing(self._answers(requests)) as answers:
             for index, answer in answers:
@@ -359,19 +374,31 @@ class Client:
         return self._known_ranges
 
     def _embed(
-        self, texts: Texts, options: Options, progress: bool | None = None
+        self,
+        texts: Texts,
+        options: Options,
+        progress: bool | None = None,
+        request_id: str | None = None,
     ) -> npt.NDArray[Any]:
-        prefix = self._prefix(options)
-        encoded = encode_texts(self._fitting(texts, prefix, options.truncate), prefix)
-        requests = self._settings.embed_requests(encoded)
-        with progress_bar(encoded, requests, progress) as bar:
-            return self._gathered(requests, options, bar.update)
+        with embedding(self._tracing, self.model, request_id):
+            prefix = self._prefix(options)
+            fitting = self._fitting(texts, prefix, options.truncate, request_id)
+            encoded = encode_texts(fitting, prefix)
+            requests = self._carrying(self._settings.embed_requests(encoded), request_id)
+            with progress_bar(encoded, requests, progress) as bar:
+                return self._gathered(requests, options, bar.update)
 
-    def _fitting(self, texts: Texts, prefix: str | None, truncate: Truncate) -> Texts:
+    def _carrying(self, requests: list[Request], request_id: str | None) -> list[Request]:
+        headers = () if self._tracing is None else self._tracing.headers()
+        return carrying(requests, request_id, headers)
+
+    def _fitting(
+        self, texts: Texts, prefix: str | None, truncate: Truncate, request_id: str | None
+    ) -> Texts:
         """The texts, so that the model reads each to its end, or may cut it there."""
         if truncate == "end":
             return texts
-        counts = self.count_tokens(texts, prompt=prefix)
+        counts = self.count_tokens(texts, prompt=prefix, request_id=request_id)
         if truncate == "none":
             check_lengths(counts.length.tolist(), counts.truncated.tolist())
             return texts
@@ -381,8 +408,8 @@ class Client:
             try:
                 candidates = next(search)
                 while True:
-                    too_long = self.count_tokens(candidates, prompt=prefix).truncated
-                    candidates = search.send(too_long.tolist())
+                    counts = self.count_tokens(candidates, prompt=prefix, request_id=request_id)
+                    candidates = search.send(counts.truncated.tolist())
             except StopIteration as found:
                 shorter[index] = found.value
         return shorter

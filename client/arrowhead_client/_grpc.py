@@ -52,7 +52,10 @@ class GrpcTransport(Transport):
     def infer(self, request: Request, timeout_s: float) -> Answer:
         """See `Transport.infer`."""
         with _translated(self._server, timeout_s):
-            return _answer(request, self._stub.ModelInfer(_message(request), timeout=timeout_s))
+            answer = self._stub.ModelInfer(
+                _message(request), timeout=timeout_s, metadata=request.headers
+            )
+            return _answer(request, answer)
 
     def is_ready(self, model: str, timeout_s: float) -> bool:
         """See `Transport.is_ready`."""
@@ -94,7 +97,9 @@ class AsyncGrpcTransport(AsyncTransport):
     async def infer(self, request: Request, timeout_s: float) -> Answer:
         """See `Transport.infer`."""
         with _translated(self._server, timeout_s):
-            answer = await self._stub.ModelInfer(_message(request), timeout=timeout_s)
+            answer = await self._stub.ModelInfer(
+                _message(request), timeout=timeout_s, metadata=request.headers
+            )
             return _answer(request, answer)
 
     async def is_ready(self, model: str, timeout_s: float) -> bool:
@@ -144,6 +149,7 @@ def _message(request: Request) -> Any:
     return kinds(
         model_name=request.model,
         model_version=str(request.version or ""),
+        id=request.id,
         inputs=[
             kinds.InferInputTensor(name=one.name, datatype=one.kind, shape=one.shape)
             for one in inputs

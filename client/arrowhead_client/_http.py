@@ -295,8 +295,12 @@ def _body(request: Request | None, binary: bool) -> tuple[bytes | None, dict[str
     if request is None:
         return None, {}
     inputs = request.inputs()
+    headers = dict(request.headers)
+    if request.id:
+        headers["X-Request-Id"] = request.id  # a gateway looks at no more; Triton at the body alone
     head = json.dumps(
         {
+            **({"id": request.id} if request.id else {}),
             "inputs": [
                 {"name": one.name, "datatype": one.kind, "shape": one.shape}
                 | (
@@ -312,8 +316,9 @@ def _body(request: Request | None, binary: bool) -> tuple[bytes | None, dict[str
         }
     ).encode()
     if not binary:
-        return head, {}
-    return b"".join([head, *(one.content for one in inputs)]), {_HEAD_SIZE: str(len(head))}
+        return head, headers
+    headers[_HEAD_SIZE] = str(len(head))
+    return b"".join([head, *(one.content for one in inputs)]), headers
 
 
 def _listed(tensor: Tensor) -> list[Any]:

@@ -9,10 +9,11 @@ Nothing here waits or touches the network. N texts of a call, B texts of a reque
 from __future__ import annotations
 
 import random
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 MAX_BATCH_SIZE = 100  # the served model's max_batch_size: Triton refuses more
 CANDIDATE = "_candidate"  # what follows a model's name where its next version is on trial
 TOKEN_OUTPUTS = ("input_ids", "length", "truncated", "tokens", "offsets")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 BAR_FROM_REQUESTS = 8  # below this a progress bar is noise
 
 FIRST_DELAY_S, LAST_DELAY_S, JITTER = 0.1, 2.0, 0.25
@@ -77,6 +79,8 @@ class Request:
         ids: in place of texts, the ids of B texts; they become the inputs `input_ids` INT32 [B, S]
             and `length` INT32 [B, 1].
         version: of the model; 0 is the one that the server chooses.
+        id: what logs on its way call it; none if empty.
+        headers: what else goes along: HTTP's headers, or gRPC's metadata.
     """
 
     model: str
@@ -84,6 +88,8 @@ class Request:
     outputs: tuple[str, ...]
     ids: tuple[npt.NDArray[np.int32], ...] = ()
     version: int = 0
+    id: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         """B."""
@@ -276,6 +282,29 @@ class Settings:
             Request(model, some if isinstance(some, PackedTexts) else tuple(some), outputs)
             for some in _parts(texts, self.batch_size)
         ]
+
+
+def is_request_id(value: object) -> bool:
+    """Whether it may stand in logs: of 1 to 128 letters, digits and `._:-` it must be."""
+    return isinstance(value, str) and _REQUEST_ID.fullmatch(value) is not None
+
+
+def carrying(
+    requests: list[Request], request_id: str | None, headers: tuple[tuple[str, str], ...] = ()
+) -> list[Request]:
+    """The requests with an id, of which each has the same, and with headers.
+
+    Raises:
+        InvalidInput: the id is none.
+    """
+    if request_id is None and not headers:
+        return requests
+    # Several are sent as one where those who ask wait for the same.
+    if request_id is not None and not all(map(is_request_id, request_id.split(","))):
+        raise InvalidInput(
+            f"request_id={request_id!r:.150}: wanted 1 to 128 letters, digits and . _ : -"
+        )
+    return [replace(one, id=request_id or "", headers=headers) for one in requests]
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import click
 
+from arrowhead_client import _tracing
+
 
 class Command(NamedTuple):
     """Where a command lives, which extra brings what it needs, and its line in the list."""
@@ -131,7 +133,8 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="arrowhead", message="%(prog)s %(version)s")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Text embeddings from NVIDIA Triton.
 
     \b
@@ -140,6 +143,9 @@ def main() -> None:
       arrowhead embed "a text" "another"
       arrowhead similarity "a cat" "a kitten" "a tractor"
     """  # noqa: D301 (click reads the character)
+    if context.invoked_subcommand != "serve":  # Triton has spans, its supervisor has none
+        is_gateway = context.invoked_subcommand == "gateway"
+        _tracing.start("arrowhead-gateway" if is_gateway else "arrowhead")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ _POLL_S = 0.1
 _WANTED = ("haproxy", "prometheus", "dnsmasq")
 _PORTS = (8000, 8001, 8080, 8404, 9090, 8053)
 # Standard input is a pipe of ours. Its end means that we are gone, however that came about.
-_WATCH = '"$@" & child=$!; read -r _; kill -s TERM $child; wait $child'
+_WATCH = '"$@" & child=$!; read -r _; kill -s TERM $child; wait $child; rm -rf -- "$STACK"'
 
 
 class StackError(Exception):

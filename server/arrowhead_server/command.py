@@ -10,15 +10,19 @@ from typing import Any
 
 import click
 
+from arrowhead_server import logs
 from arrowhead_server.address import LOOPBACK, Address
 from arrowhead_server.supervisor import Server
 from arrowhead_server.triton import interpreter_warning
+
+LOGGER = logging.getLogger(__name__)
 
 _EPILOG = """\b
 Examples:
   arrowhead serve
   arrowhead serve --repository /srv/models --http-port 9000
   arrowhead serve --verbose
+  arrowhead serve --log-format json --drain 5
   ARROWHEAD_REPOSITORY=/srv/models arrowhead serve
   arrowhead serve --public-key release.pem.pub     (only what `arrowhead sign` signed)
 
@@ -88,7 +92,8 @@ def _port(name: str, default: int, what: str) -> Callable[[Any], Any]:
     show_envvar=True,
     help="Serve only versions that were signed with this key's private one (`arrowhead sign`).",
 )
-@click.option("--verbose", is_flag=True, help="Show Triton's whole log.")
+@logs.option()
+@click.option("--verbose", is_flag=True, help="Show Triton's whole log, and a line for each batch.")
 def serve(
     repository: Path,
     host: str,
@@ -98,6 +103,7 @@ def serve(
     health_port: int,
     drain_s: float,
     public_key: Path | None,
+    log_format: logs.Format,
     verbose: bool,
 ) -> None:
     """Serve text embeddings from Triton until stopped.
@@ -105,31 +111,42 @@ def serve(
     Serves every model in the repository over HTTP and gRPC, on this machine only unless --host says
     otherwise.
     """
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+    logs.configure(log_format, "server", logging.INFO if verbose else logging.WARNING)
+    if log_format == "json":
+        LOGGER.setLevel(logging.INFO)
     if not ipaddress.IPv4Address(host).is_loopback:
-        click.echo(
-            f"warning: listening on {host}. Anybody who reaches this port can use the models, and "
+        logs.warn(
+            log_format,
+            f"listening on {host}. Anybody who reaches this port can use the models, and "
             f"a single request can crash the embedded Triton 2.51. Keep it behind a gateway.",
-            err=True,
         )
     if (warning := interpreter_warning()) is not None:
-        click.echo(f"warning: {warning}", err=True)
+        logs.warn(log_format, warning)
 
     address = Address(host, http_port, grpc_port, metrics_port, health_port)
-    server = Server(repository, address, verbose=verbose, public_key=public_key, drain_s=drain_s)
+    with logs.told_in(log_format):
+        server = Server(
+            repository, address, verbose=verbose, public_key=public_key, drain_s=drain_s
+        )
+        _run(server, log_format)
+
+
+def _run(server: Server, log_format: logs.Format) -> None:
+    LOGGER.info("starting", extra={"repository": str(server.repository)})
     handlers = {
         number: signal.signal(number, lambda *_: server.request_drain())
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         if server.start():
-            click.echo(_ready_lines(server))
+            models = {model.name: model.version for model in server.models}
+            LOGGER.info("ready", extra={"seconds": round(server.ready_s, 3), "models": models})
+            if log_format == "text":
+                click.echo(_ready_lines(server))
             server.wait()
     finally:
         server.stop()
+        LOGGER.info("stopped")
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton's log: which line says why a start failed, and which lines an operator wants to see."""
+"""Triton's log: which line says why a start failed, which one to show, and what it says."""
 
+import json
+import logging
 import re
 from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 # The last lines of a run, for when Triton ends without saying why.
 _KEPT_LINES = 200
 
 # A line of Triton's own: severity, month and day, time, thread, file:line] message.
-_TRITON_LINE = re.compile(r"^(?P<severity>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w./]+:\d+\] +")
+_TRITON_LINE = re.compile(
+    r"^(?P<severity>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ (?P<file>[\w./]+:\d+)\] +(?P<message>.*)"
+)
+_LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
+# A line of a model's (`arrowhead_engine.account`).
+_MODEL_LINE = '{"part": "'
 
 # Why a start failed, best explanation first: Triton reports the same failure several times, each
 # time further from its cause.
@@ -42,6 +51,35 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = (
 _NO_STREAM = re.compile(r"unable to create stream for \S+: CUDA")
 # After this one the start is lost, yet Triton takes 2-3 s more to unload what did load.
 _FATAL = _CAUSES[0][0]
+
+
+class Told(NamedTuple):
+    """A line, taken apart.
+
+    Attributes:
+        part: who says it: triton, or a model's name.
+        level: as `logging` has them.
+        fields: what it tells beside the message.
+    """
+
+    part: str
+    level: int
+    message: str
+    fields: Mapping[str, Any]
+
+
+def read(line: str) -> Told:
+    """What a line of Triton's, or of a model's, says."""
+    if line.startswith(_MODEL_LINE):
+        try:
+            fields = json.loads(line)
+            level = logging.WARNING if fields.pop("level") == "warning" else logging.INFO
+            return Told(str(fields.pop("part")), level, str(fields.pop("message")), fields)
+        except (ValueError, KeyError, AttributeError):
+            pass  # torn, or none of ours
+    if (own := _TRITON_LINE.match(line)) is not None:
+        return Told("triton", _LEVELS[own["severity"]], own["message"], {"file": own["file"]})
+    return Told("triton", logging.WARNING, line, {})  # what a model prints, or a library of its
 
 
 class Log:

@@ -37,7 +37,8 @@ from arrowhead_server.errors import (
     TritonNotFoundError,
 )
 from arrowhead_server.health import Condition
-from arrowhead_server.log import Log, is_for_operators
+from arrowhead_server.log import Log, is_for_operators, read
+from arrowhead_server.logs import from_part
 from arrowhead_server.probe import Pulse
 from arrowhead_server.process import Janitor, TritonProcess
 from arrowhead_server.repository import EmbeddingModel, read_repository
@@ -76,7 +77,8 @@ class Server:
     Args:
         repository: The folder that Triton serves.
         address: Where it listens. Loopback unless told otherwise.
-        verbose: Pass Triton's whole log on; otherwise its errors and what models print.
+        verbose: Pass Triton's whole log on, and a line for each batch; otherwise its errors and
+            what models print.
         public_key: File of the key that every version must be signed with; None asks for none.
         probe_interval_s: Seconds between two probes of every model.
         probe_timeout_s: Seconds until a probe counts as unanswered. A model that completes nothing
@@ -273,6 +275,8 @@ class Server:
             # Processes of one model share memory through it. A restart finds what is in it again.
             found.environment["ARROWHEAD_SHARED"] = str(runtime / "shared")
             (runtime / "shared").mkdir(mode=0o700)
+            if self._verbose:
+                found.environment["ARROWHEAD_LOG_BATCHES"] = "1"  # a line for each, of each model
             rollout = self._rollout = Rollout(
                 self.repository, runtime / "models", self._admission(runtime / "signed")
             )
@@ -447,10 +451,11 @@ class Server:
         self._log.add(line)
         if self._rollout is not None:
             self._rollout.hear(line)
-        if self._verbose:
-            TRITON_LOGGER.info("%s", line)
-        elif self._is_up and is_for_operators(line):
-            TRITON_LOGGER.warning("%s", line)
+        if self._verbose or (self._is_up and is_for_operators(line)):
+            told = read(line)
+            TRITON_LOGGER.log(
+                told.level, "%s", told.message, extra=from_part(told.part, told.fields)
+            )
 
 
 def _way_back(models: Collection[EmbeddingModel]) -> str:

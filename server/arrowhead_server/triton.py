@@ -12,12 +12,15 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from arrowhead_client._tracing import endpoint
 from arrowhead_server.address import Address
-from arrowhead_server.errors import TritonNotFoundError
+from arrowhead_server.errors import StartError, TritonNotFoundError
 from arrowhead_server.repository import EmbeddingModel
 
 CACHED_VECTORS = 10_000  # of each model
@@ -178,5 +181,47 @@ def command_line(
         # The region's sizes stay at Triton's defaults: 1 MiB for each stub, growing by 1 MiB.
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         "--allow-metrics=true",
+        *_trace_flags(os.environ),
         f"--log-info={'true' if verbose else 'false'}",
     ]
+
+
+def _trace_flags(environment: Mapping[str, str]) -> list[str]:
+    """What makes Triton send spans, if OpenTelemetry's variables ask for them.
+
+    A request with a traceparent is always traced, whatever its flags say, so clients name a span
+    only if it is sampled. Of the others Triton traces each `rate`th: none, unless
+    OTEL_TRACES_SAMPLER says so in words, for the probes of every second are among them.
+
+    Raises:
+        StartError: a variable cannot be read, or holds what must not be in argv.
+    """
+    url = endpoint()
+    sampler = environment.get("OTEL_TRACES_SAMPLER", "")
+    if url is None or sampler == "always_off":
+        return []
+    if "@" in urlsplit(url).netloc:
+        raise StartError(
+            "the endpoint of traces holds a password, which everybody on this machine would see: "
+            "give it as OTEL_EXPORTER_OTLP_HEADERS=Authorization=..."
+        )
+    rate = 0
+    if sampler.endswith("always_on"):
+        rate = 1
+    elif sampler.endswith("traceidratio"):
+        told = environment.get("OTEL_TRACES_SAMPLER_ARG", "1")
+        try:
+            rate = round(1 / float(told)) if float(told) else 0
+        except ValueError:
+            raise StartError(f"OTEL_TRACES_SAMPLER_ARG={told!r}: wanted 0 to 1") from None
+    name = environment.get("OTEL_SERVICE_NAME", "arrowhead-triton")
+    settings = [
+        "mode=opentelemetry",
+        f"rate={rate}",
+        "level=TIMESTAMPS",
+        f"opentelemetry,url={url}",
+    ]
+    settings.append(f"opentelemetry,resource=service.name={name}")
+    if delay := environment.get("OTEL_BSP_SCHEDULE_DELAY"):
+        settings.append(f"opentelemetry,bsp_schedule_delay={delay}")
+    return [f"--trace-config={setting}" for setting in settings]

@@ -47,7 +47,7 @@ MODELS = {
     "arrowhead_tokens_total",
     "arrowhead_tokens_computed_total",
     "arrowhead_padding_saved_tokens_total",
-    "arrowhead_batch_tokens_bucket",
+    "arrowhead_batches_by_tokens_total",
 }
 
 
@@ -329,6 +329,7 @@ def test_make_stack_leaves_nothing(minilm_repository: Path, end: signal.Signals)
             ours = _processes(prefix)
             assert len(ours) >= len(parts)
             assert _shared_memory(ours)
+            folder = _folder(ours)
         finally:
             process.send_signal(end)
         process.wait(30)
@@ -336,6 +337,7 @@ def test_make_stack_leaves_nothing(minilm_repository: Path, end: signal.Signals)
     assert process.returncode == (-signal.SIGKILL if end == signal.SIGKILL else 0)
     assert _processes(prefix) == []
     assert _shared_memory(ours) == []
+    wait_until(lambda: not folder.exists(), "the end of the private folder", 10)
 
 
 def test_what_is_missing_is_named(
@@ -395,3 +397,15 @@ def _shared_memory(processes: list[psutil.Process]) -> list[Path]:
     """Files of these only: others may run a Triton beside."""
     folder = Path("/dev/shm")  # noqa: S108 (where POSIX shared memory lives)
     return [file for each in processes for file in folder.glob(f"arrowhead-{each.pid}-*")]
+
+
+def _folder(processes: list[psutil.Process]) -> Path:
+    """The stack's private folder, out of what Prometheus was told."""
+    (found,) = {
+        Path(argument.removeprefix("--config.file=")).parents[1]
+        for each in processes
+        for argument in each.cmdline()
+        if argument.startswith("--config.file=")
+    }
+    assert found.is_dir()
+    return found

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -30,6 +31,21 @@ FOREIGN = {
 class Tensor:
     def __init__(self, name: str, values: Any) -> None:
         self.name, self.as_numpy = (lambda: name), (lambda: values)
+
+
+class Family:
+    """Counters that nobody reads."""
+
+    COUNTER = 0
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def Metric(self, labels: dict[str, str]) -> Family:  # noqa: N802
+        return self
+
+    def increment(self, value: float) -> None:
+        pass
 
 
 class Error(str):
@@ -63,9 +79,10 @@ def arguments(repository: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def model(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def model(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     backend: Any = ModuleType("triton_python_backend_utils")
     backend.Tensor, backend.TritonError = Tensor, Error
+    backend.MetricFamily = Family
     backend.InferenceResponse = lambda outputs=None, error=None: error or outputs[0].as_numpy()
     monkeypatch.setitem(sys.modules, backend.__name__, backend)
     path = template() / "minilm_encoder" / "1" / "model.py"
@@ -76,12 +93,14 @@ def model(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     spec.loader.exec_module(module)
     made = module.TritonPythonModel()
     made.initialize(arguments(repository))
-    return made
+    yield made
+    made.finalize()
 
 
 LOADED = """
 import json, runpy, sys, types
-sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
+backend = sys.modules["triton_python_backend_utils"] = types.ModuleType("backend")
+backend.MetricFamily = type("MetricFamily", (), {"COUNTER": 0})
 model = runpy.run_path(sys.argv[1])["TritonPythonModel"]()
 model.initialize(json.loads(sys.argv[2]))
 print([name for name in sys.modules if name.split(".")[0] == "pyarrow"])
@@ -95,7 +114,8 @@ def test_loading_the_encoder_imports_no_parquet_library(repository: Path) -> Non
 
 
 def request(**inputs: Any) -> Any:
-    return SimpleNamespace(inputs=lambda: [Tensor(name, values) for name, values in inputs.items()])
+    tensors = [Tensor(name, values) for name, values in inputs.items()]
+    return SimpleNamespace(inputs=lambda: tensors, request_id=lambda: "")
 
 
 def texts(*values: bytes) -> Any:

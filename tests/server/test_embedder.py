@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,7 +85,7 @@ async def test_a_batch_with_one_new_text_asks_for_one(
     assert transport.fake.requests[-1].version == embedder.info.version
     (same,) = await embedder([tuple(ids)])
     np.testing.assert_array_equal(same.vector, again[1].vector)
-    assert embedder.counts == Counts(hits=2, merged=0, misses=4)
+    assert embedder.counts == Counts(hits=2, merged=0, misses=4, sent_tokens=12)
 
 
 async def test_who_asks_meanwhile_waits_for_the_same_answer(
@@ -98,7 +100,7 @@ async def test_who_asks_meanwhile_waits_for_the_same_answer(
     others = await asyncio.gather(*calls[1:])
     assert transport.asked() == [2, 1]
     assert all(other[0] is others[0][0] for other in others)
-    assert embedder.counts == Counts(hits=0, merged=17, misses=3)
+    assert embedder.counts == Counts(hits=0, merged=17, misses=3, sent_tokens=9)
 
 
 async def test_what_gathers_meanwhile_goes_as_one_request(
@@ -239,5 +241,21 @@ async def test_long_texts_are_remembered_without_being_kept(
     first = await embedder([*texts, *ids])
     again = await embedder([*texts, *ids])
     assert all(one is other for one, other in zip(first, again, strict=True))
-    assert embedder.counts == Counts(hits=6, merged=0, misses=6)
+    assert embedder.counts == Counts(hits=6, merged=0, misses=6, sent_tokens=1428)
     assert max(len(name) for name in embedder._known) <= 64
+
+
+async def test_what_is_served_no_more_gives_its_memory_back_at_once(
+    transport: Slow, tokenizer: Tokenizer
+) -> None:
+    transport.open.set()
+    embedder = await embedder_of(transport, tokenizer)
+    await embedder(["a text", "another"])
+    gone = weakref.ref(embedder)
+    gc.disable()  # a new version comes rarely, and so does Python's look for cycles
+    try:
+        del embedder
+        await asyncio.sleep(0)
+        assert gone() is None
+    finally:
+        gc.enable()

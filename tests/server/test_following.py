@@ -38,12 +38,16 @@ def value(server: Server, tools: Any, text: str = "a") -> Any:
 
 
 def test_it_goes_to_a_version_and_back(repository: Path, server: Server, tools: Any) -> None:
+    def value_while_ready() -> Any:
+        assert tools.ask(server.address.health_port, "GET", "/ready")[0] == 200
+        return value(server, tools)
+
     write_version(repository, 2, "2 * ids.sum")
-    assert value(server, tools) == 97
+    assert value_while_ready() == 97
     pin(repository, 2)
-    tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
+    tools.wait_until(lambda: value_while_ready() == 2 * 97, "version 2")
     pin(repository, 1)
-    tools.wait_until(lambda: value(server, tools) == 97, "version 1")
+    tools.wait_until(lambda: value_while_ready() == 97, "version 1")
     assert server.restarts == []
 
 

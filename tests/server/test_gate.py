@@ -18,12 +18,14 @@ from arrowhead_client import ArrowheadError
 from arrowhead_server.gateway import protocol
 from arrowhead_server.gateway.access import Access
 from arrowhead_server.gateway.bodies import Bodies
+from arrowhead_server.gateway.call import Call
 from arrowhead_server.gateway.failures import Forbidden, TooFast
 from arrowhead_server.gateway.gate import Gate
 from arrowhead_server.gateway.metrics import Metrics
 from arrowhead_server.gateway.protocol import MOST_PIPELINED, CappedProtocol
 from arrowhead_server.gateway.rates import Rates
 from arrowhead_server.gateway.settings import Settings
+from arrowhead_server.gateway.spans import Spans
 
 SIZE = 64 * 2**20  # more than the system's buffers hold
 BIG = b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -43,7 +45,7 @@ def answer(path: str, error: ArrowheadError) -> Any:
 def gate_of(rates: Rates | None = None) -> Gate:
     gauge = Gauge("held", "bytes", registry=CollectorRegistry())
     access = Access(Settings("grpc://127.0.0.1:1", "minilm"))
-    return Gate(big, access, rates, Bodies(10**6, 10**9, gauge), 100, Metrics(), answer)
+    return Gate(big, access, rates, Bodies(10**6, 10**9, gauge), 100, Metrics(), answer, Spans())
 
 
 @asynccontextmanager
@@ -178,4 +180,4 @@ async def test_tokens_that_lack_a_scope_are_counted_where_they_come_from(
     scope = {"type": "http", "headers": [], "client": ("192.0.2.1", 1)}
     for error in (Forbidden, Forbidden, TooFast):
         with pytest.raises(error):
-            await gate._counted(scope)
+            await gate._counted(scope, Call("an-id"))

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+import logging
+from typing import Any
+
 import pytest
 
-from arrowhead_server.log import Log, is_for_operators
+from arrowhead_server.log import Log, is_for_operators, read
 
 STAMP = "1124 06:21:26.034940 7587"
 
@@ -78,3 +81,27 @@ def test_only_a_model_that_cannot_load_is_fatal_at_once() -> None:
 )
 def test_operators_see_errors_and_what_models_print(line: str, shown: bool) -> None:
     assert is_for_operators(line) is shown
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            f'E{STAMP} python_be.cc:1] "Stub process is not healthy."',
+            ("triton", logging.ERROR, '"Stub process is not healthy."', {"file": "python_be.cc:1"}),
+        ),
+        (
+            '{"part": "toy_encoder", "level": "info", "message": "batch", "texts": 2}',
+            ("toy_encoder", logging.INFO, "batch", {"texts": 2}),
+        ),
+        (
+            '{"part": "toy_encoder", "level": "warning", "message": "refused 1"}',
+            ("toy_encoder", logging.WARNING, "refused 1", {}),
+        ),
+        ("a model prints this", ("triton", logging.WARNING, "a model prints this", {})),
+        ('{"part": "torn', ("triton", logging.WARNING, '{"part": "torn', {})),
+        ('{"part": "a"}', ("triton", logging.WARNING, '{"part": "a"}', {})),
+    ],
+)
+def test_a_line_is_taken_apart(line: str, told: tuple[Any, ...]) -> None:
+    assert read(line) == told

@@ -8,7 +8,7 @@ import pytest
 
 from arrowhead_server import triton
 from arrowhead_server.address import Address
-from arrowhead_server.errors import TritonNotFoundError
+from arrowhead_server.errors import StartError, TritonNotFoundError
 from arrowhead_server.repository import EmbeddingModel
 from arrowhead_server.triton import Triton, command_line, find_triton
 
@@ -135,3 +135,82 @@ def test_the_command_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert output.stdout.strip() == "set()"
+
+
+OTLP = "http://collector.example:4318"
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags"),
+    [
+        ({}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": OTLP}, "0"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": f"{OTLP}/"}, "0"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{OTLP}/v1/traces"}, "0"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": OTLP, "OTEL_SDK_DISABLED": "true"}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": OTLP, "OTEL_TRACES_EXPORTER": "none"}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": OTLP, "OTEL_TRACES_SAMPLER": "always_off"}, None),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": OTLP, "OTEL_TRACES_SAMPLER": "always_on"}, "1"),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": OTLP,
+                "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+                "OTEL_TRACES_SAMPLER_ARG": "0.01",
+            },
+            "100",
+        ),
+    ],
+)
+def test_triton_sends_spans_where_opentelemetrys_variables_say(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], flags: str | None
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    command = command_line(
+        Triton(Path("tritonserver"), None, None, {}),
+        Path("models"),
+        (),
+        Address(),
+        shm_prefix="a",
+        verbose=False,
+    )
+    met = [one.removeprefix("--trace-config=") for one in command if "trace-config" in one]
+    wanted = [
+        "mode=opentelemetry",
+        f"rate={flags}",
+        "level=TIMESTAMPS",
+        f"opentelemetry,url={OTLP}/v1/traces",
+        "opentelemetry,resource=service.name=arrowhead-triton",
+    ]
+    assert met == ([] if flags is None else wanted)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://user:secret@host"}, "OTEL_EXPORTER_OTLP_HEADERS"),
+        (
+            {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": OTLP,
+                "OTEL_TRACES_SAMPLER": "traceidratio",
+                "OTEL_TRACES_SAMPLER_ARG": "many",
+            },
+            "OTEL_TRACES_SAMPLER_ARG='many': wanted 0 to 1",
+        ),
+    ],
+)
+def test_variables_that_triton_cannot_follow(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StartError, match=message) as raised:
+        command_line(
+            Triton(Path("tritonserver"), None, None, {}),
+            Path("models"),
+            (),
+            Address(),
+            shm_prefix="a",
+            verbose=False,
+        )
+    assert "secret" not in str(raised.value)

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-from functools import cached_property
+import time
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from arrowhead_engine.account import Account, Batch
 from arrowhead_engine.compute import instance_device
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.errors import InvalidInput
@@ -37,6 +39,8 @@ class TritonPythonModel:
         self.embed = LastStep(self.encoder.embed)
         tokenizer = args["model_name"].removesuffix("_encoder") + "_tokenizer"
         self.tokenizer_folder = folder.parent / tokenizer / args["model_version"]
+        family = partial(pb_utils.MetricFamily, kind=pb_utils.MetricFamily.COUNTER)
+        self.account = Account(args["model_name"], args["model_version"], family)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -46,6 +50,8 @@ class TritonPythonModel:
         return Tokenizer.open(self.tokenizer_folder)
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        began = time.perf_counter()
+        self.truncated = 0
         rows: list[Ids] = []
         parts: list[slice | InvalidInput] = []
         for request in requests:
@@ -57,14 +63,30 @@ class TritonPythonModel:
                 parts.append(slice(len(rows), len(rows) + len(own)))
                 rows += own
         embeddings = self.embed(rows)
-        return [
+        answers = [
             _error(part)
             if isinstance(part, InvalidInput)
             else pb_utils.InferenceResponse([pb_utils.Tensor("embeddings", embeddings[part])])
             for part in parts
         ]
+        made = self.embed.made
+        self.account.add(
+            Batch(
+                texts=len(rows),
+                tokens=sum(map(len, rows)),
+                truncated=self.truncated,
+                refused=[part for part in parts if isinstance(part, InvalidInput)],
+                seconds=time.perf_counter() - began,
+                computed=made.lengths,
+                equal=made.equal,
+                remembered=made.remembered,
+            ),
+            lambda: [request.request_id() for request in requests],
+        )
+        return answers
 
     def finalize(self) -> None:
+        self.account.close()
         del self.embed, self.encoder  # the last process of its version removes what they shared
 
     def _ids(self, request: Any) -> list[Ids]:
@@ -74,6 +96,7 @@ class TritonPythonModel:
             return self.encoder.check(met["input_ids"].as_numpy(), met["length"].as_numpy())
         if met.keys() == {"text"}:
             ids, truncated = self.tokenizer.encode_bytes(met["text"].as_numpy().ravel())
+            self.truncated += sum(truncated)
             tokens = self.tokenizer.pad(ids, truncated)
             # Nobody has proved that this tokenizer is the one these weights were certified with.
             return self.encoder.check(tokens.input_ids, tokens.length)

@@ -7,12 +7,15 @@ Decodes requests, calls the engine, encodes answers.
 from __future__ import annotations
 
 import json
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from arrowhead_engine.account import Account, Batch
 from arrowhead_engine.errors import InvalidInput
 from arrowhead_engine.spec import info, read_metadata
 from arrowhead_engine.tokenizer import Tokenizer, utf8
@@ -27,8 +30,11 @@ class TritonPythonModel:
         self.folder = Path(args["model_repository"]).resolve() / args["model_version"]
         self.tokenizer = Tokenizer.open(self.folder)
         self.info = json.dumps(info(read_metadata(self.folder / "metadata.json"))).encode()
+        family = partial(pb_utils.MetricFamily, kind=pb_utils.MetricFamily.COUNTER)
+        self.account = Account(args["model_name"], args["model_version"], family)
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        began = time.perf_counter()
         texts: list[str] = []
         parts: list[slice | InvalidInput] = []
         for request in requests:
@@ -41,12 +47,26 @@ class TritonPythonModel:
                 parts.append(slice(len(texts), len(texts) + len(own)))
                 texts += own
         ids, truncated = self.tokenizer.encode(texts)
-        return [
+        answers = [
             _error(part)
             if isinstance(part, InvalidInput)
             else self._answer(request, texts[part], ids[part], truncated[part])
             for request, part in zip(requests, parts, strict=True)
         ]
+        self.account.add(
+            Batch(
+                texts=len(texts),
+                tokens=sum(map(len, ids)),
+                truncated=sum(truncated),
+                refused=[part for part in parts if isinstance(part, InvalidInput)],
+                seconds=time.perf_counter() - began,
+            ),
+            lambda: [request.request_id() for request in requests],
+        )
+        return answers
+
+    def finalize(self) -> None:
+        self.account.close()
 
     def _answer(
         self, request: Any, texts: list[str], ids: list[list[int]], truncated: list[bool]

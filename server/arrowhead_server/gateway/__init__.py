@@ -20,6 +20,8 @@
     embedder.py  texts to vectors: remembered, and asked for once however many ask
     failures.py  our errors as statuses and bodies, a dialect each
     metrics.py   what Prometheus reads
+    call.py      what is known of a request while it is under way: its id, its caller
+    spans.py     what OpenTelemetry is told
 
 It loads no model: everything it tells of one it asks Triton for.
 """

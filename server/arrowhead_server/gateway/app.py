@@ -24,11 +24,13 @@ from arrowhead_server.gateway import failures, openai, page, tei, triton
 from arrowhead_server.gateway.access import METADATA, Access
 from arrowhead_server.gateway.asking import Asking
 from arrowhead_server.gateway.bodies import MB, Bodies
+from arrowhead_server.gateway.call import CALL, EVENTS
 from arrowhead_server.gateway.embedder import PART_TEXTS
 from arrowhead_server.gateway.gate import Gate
 from arrowhead_server.gateway.metrics import Metrics
 from arrowhead_server.gateway.rates import Rates
 from arrowhead_server.gateway.settings import Settings
+from arrowhead_server.gateway.spans import Spans
 from arrowhead_server.gateway.web import json
 
 T = TypeVar("T")
@@ -42,6 +44,7 @@ _SHOWN = (
     "RateLimit-Reset",
     "Retry-After",
     "WWW-Authenticate",
+    "X-Request-Id",
     "x-compute-tokens",
     "x-truncated",
 )
@@ -53,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         BadSetting: keys, tokens' keys, or the rate cannot be read.
     """
-    access, metrics = Access(settings), Metrics()
+    access, metrics, spans = Access(settings), Metrics(), Spans()
     rates = None if settings.rate is None else Rates(settings.rate, settings.rate_store)
 
     @asynccontextmanager
@@ -68,15 +71,25 @@ def create_app(settings: Settings) -> FastAPI:
         )
         async with client:
             asking = app.state.asking = Asking(
-                client, settings.entries, settings.most_texts, settings.most_characters
+                client,
+                settings.entries,
+                settings.most_texts,
+                settings.most_characters,
+                spans=spans,
+                asked=metrics.asked,
             )
             metrics.watch(asking)
             watching = asyncio.create_task(asking.watch())
             yield
             watching.cancel()
+            await asyncio.to_thread(spans.flush)  # uvicorn ends by a signal: no exit runs after it
+            EVENTS.info("stopped")
 
     def answer(path: str, error: ArrowheadError, param: str | None = None) -> Response:
-        metrics.refused.labels(failures.reason(error)).inc()
+        reason = failures.reason(error)
+        metrics.refused.labels(reason).inc()
+        if (call := CALL.get()) is not None:
+            call.reason = reason
         if path.startswith("/v1/"):
             failure = failures.openai(error, param)
         elif path.startswith("/v2/"):
@@ -92,6 +105,8 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("arrowhead"),
         description="Text embeddings from NVIDIA Triton.",
         lifespan=lifespan,
+        # FastAPI's own begins behind the gate, and knows nothing of what is asked as one.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.draining = False
     # For the pages only: the gate has looked at keys before.
@@ -119,13 +134,14 @@ def create_app(settings: Settings) -> FastAPI:
         most=settings.in_flight,
         metrics=metrics,
         answer=answer,
+        spans=spans,
     )
     if settings.cors_origins:  # outermost: a preflight brings no key, and refusals are read too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id", "traceparent"],
             expose_headers=_SHOWN,
         )
     return app

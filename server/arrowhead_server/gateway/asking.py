@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -27,7 +27,9 @@ from arrowhead_client._options import check_lengths, longest_end
 from arrowhead_engine.errors import EngineError
 from arrowhead_engine.spec import parse_metadata
 from arrowhead_engine.tokenizer import Tokenizer
+from arrowhead_server.gateway.call import CALL
 from arrowhead_server.gateway.embedder import ENTRIES, Counts, Embedded, Embedder
+from arrowhead_server.gateway.spans import Spans
 
 MOST_CHARACTERS = 100_000  # of a text; a model reads 64 for each token of its limit at the most
 MOST_TEXTS = 2048  # in a request, as OpenAI has it; Triton is asked in parts
@@ -69,10 +71,13 @@ class Asking:
         entries: texts remembered.
         most_texts: in a request.
         most_characters: of a text.
+        spans: makes those of its work.
+        asked: told how each request to Triton ended, and the seconds that it took.
 
     Attributes:
         client, most_texts: as given.
         counts: of texts, since the start.
+        swaps: how often another version took over.
     """
 
     def __init__(
@@ -81,8 +86,13 @@ class Asking:
         entries: int = ENTRIES,
         most_texts: int = MOST_TEXTS,
         most_characters: int = MOST_CHARACTERS,
+        spans: Spans | None = None,
+        asked: Callable[[str, float], object] = lambda outcome, seconds: None,
     ) -> None:
         self.client = client
+        self._spans = spans or Spans()
+        self._asked = asked
+        self.swaps = 0
         self.most_texts = most_texts
         self._most_characters = most_characters
         self.counts = Counts()
@@ -94,6 +104,11 @@ class Asking:
     def remembered(self) -> int:
         """How many texts are."""
         return 0 if self._live is None else len(self._live)
+
+    @property
+    def live(self) -> ModelInfo | None:
+        """The version that is asked now; None until one was found."""
+        return None if self._live is None else self._live.info
 
     @property
     def waiting(self) -> dict[str, int]:
@@ -144,6 +159,16 @@ class Asking:
         if not all(inputs for inputs, _ in sides):
             raise InvalidInput("no texts: wanted one at least")
         self.check([one for inputs, _ in sides for one in inputs])  # type: ignore[arg-type]
+        answer = await self._embed_all(*sides)
+        self.counts.tokens += (tokens := sum(answer.tokens))
+        self.counts.truncated += sum(answer.truncated)
+        if (call := CALL.get()) is not None:
+            call.texts, call.tokens = len(answer.tokens), tokens
+        return answer
+
+    async def _embed_all(
+        self, *sides: tuple[Sequence[str] | Sequence[list[int]], Options]
+    ) -> Answer:
         served = await self._served()
         try:
             return await _embed_all(served, sides)
@@ -196,13 +221,22 @@ class Asking:
                 f"the served model does not tell what it is: convert it again. {error}",
                 status=error.status,
             ) from error
+        self.swaps += self._live is not None and live is not self._live
         live.info = info  # its prompts may be others
         self._live = live
         return live
 
     async def _opened(self, info: ModelInfo) -> Embedder:
         tokenizer = await asyncio.to_thread(_tokenizer, await self.client.files(info))
-        return Embedder(self.client, info, tokenizer, self.counts, self._entries)
+        return Embedder(
+            self.client,
+            info,
+            tokenizer,
+            self.counts,
+            self._entries,
+            spans=self._spans,
+            asked=self._asked,
+        )
 
 
 def _space(info: ModelInfo) -> tuple[int, str]:

@@ -19,11 +19,13 @@ import uvicorn
 from click.core import ParameterSource
 
 from arrowhead_client._url import DEFAULT_URL, parse_url
+from arrowhead_server import logs
 from arrowhead_server.address import LOOPBACK
 from arrowhead_server.gateway.access import KEYS_VARIABLE
 from arrowhead_server.gateway.app import create_app
 from arrowhead_server.gateway.asking import MOST_CHARACTERS, MOST_TEXTS
 from arrowhead_server.gateway.bodies import MB, PER_TEXT
+from arrowhead_server.gateway.call import EVENTS, with_request_id
 from arrowhead_server.gateway.draining import DrainingServer
 from arrowhead_server.gateway.embedder import ENTRIES, PART_TEXTS
 from arrowhead_server.gateway.keys import add, line, new
@@ -42,6 +44,7 @@ _EPILOG = """\b
 Examples:
   arrowhead gateway
   arrowhead gateway --url grpc://10.0.0.5:8001 --port 9000
+  arrowhead gateway --log-format json --drain 5
   curl localhost:8080/embed -H 'Content-Type: application/json' -d '{"inputs": "a text"}'
 
 \b
@@ -158,6 +161,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="How long to answer on after a first SIGTERM, while /ready says no: longer than a "
     "balancer needs to notice. A second one ends that.",
 )
+@logs.option(cls=Topic, topic=_LISTEN)
 @_option(_LISTEN, "--tls-cert", type=_FILE, help="Certificate chain, PEM: HTTPS instead of HTTP.")
 @_option(_LISTEN, "--tls-key", type=_FILE, help="Its private key, PEM; closed to others.")
 @_option(
@@ -274,6 +278,7 @@ def gateway(
     jwks: str | None,
     scopes: tuple[str, ...],
     drain_s: float,
+    log_format: logs.Format,
     **rest: Any,
 ) -> None:
     """Serve JSON over HTTP in front of Triton: TEI's and OpenAI's routes.
@@ -281,49 +286,58 @@ def gateway(
     On this machine only, unless --host says otherwise. It needs a running `arrowhead serve`.
     /health, /ready, /metrics and the pages at / and /docs ask nobody for a key.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logs.configure(log_format, "gateway", logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(with_request_id)
     logging.getLogger("arrowhead_server").setLevel(logging.INFO)
-    parse_url(url)  # a wrong one is told now, not at the first request
-    settings = Settings(
-        url,
-        model,
-        keys_text=os.environ.get(KEYS_VARIABLE) or None,
-        tokens=_tokens(issuer, audience, jwks, scopes),
-        **rest,
-    )
-    if settings.rate_store and not settings.rate:
-        raise click.UsageError("--rate-store counts for --rate, which is not given")
-    needed_mb = settings.most_texts * PER_TEXT / MB
-    if needed_mb >= settings.most_memory_mb:
-        raise click.UsageError(
-            f"--max-texts {settings.most_texts} take about {needed_mb:.0f} MB of memory: wanted "
-            f"more than that as --max-memory-mb, which is {settings.most_memory_mb:g}"
+    if log_format == "json":
+        EVENTS.setLevel(logging.INFO)
+    with logs.told_in(log_format):
+        parse_url(url)  # a wrong one is told now, not at the first request
+        settings = Settings(
+            url,
+            model,
+            keys_text=os.environ.get(KEYS_VARIABLE) or None,
+            tokens=_tokens(issuer, audience, jwks, scopes),
+            **rest,
         )
-    _check_tls(tls_cert, tls_key)
-    _check_open(settings, host, open=open, private=tls_cert is not None or bool(proxy))
-    app = create_app(settings)
-    scheme = "http" if tls_cert is None else "https"
-    click.echo(f"gateway for {model} at {url}: {scheme}://{host}:{port}/docs")
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        http=CappedProtocol,
-        ws="none",
-        ssl_certfile=tls_cert,
-        ssl_keyfile=tls_key,
-        # Else whoever asks from this machine could take any address.
-        proxy_headers=bool(proxy),
-        forwarded_allow_ips=list(proxy),
-        timeout_graceful_shutdown=math.ceil(settings.timeout_s),
-    )
-    server = DrainingServer(config, drain_s)
-    server.run()
-    if not server.started:
-        raise SystemExit(1)  # uvicorn has said why
+        if settings.rate_store and not settings.rate:
+            raise click.UsageError("--rate-store counts for --rate, which is not given")
+        needed_mb = settings.most_texts * PER_TEXT / MB
+        if needed_mb >= settings.most_memory_mb:
+            raise click.UsageError(
+                f"--max-texts {settings.most_texts} take about {needed_mb:.0f} MB of memory: "
+                f"wanted more than that as --max-memory-mb, which is {settings.most_memory_mb:g}"
+            )
+        _check_tls(tls_cert, tls_key)
+        _check_open(settings, host, log_format, open=open, private=bool(tls_cert or proxy))
+        app = create_app(settings)
+        scheme = "http" if tls_cert is None else "https"
+        place = f"{scheme}://{host}:{port}"
+        EVENTS.info("starting", extra={"model": model, "triton": url, "url": place})
+        if log_format == "text":
+            click.echo(f"gateway for {model} at {url}: {place}/docs")
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            log_config=None,  # as all else that is logged here
+            access_log=False,
+            server_header=False,
+            http=CappedProtocol,
+            ws="none",
+            ssl_certfile=tls_cert,
+            ssl_keyfile=tls_key,
+            # Else whoever asks from this machine could take any address.
+            proxy_headers=bool(proxy),
+            forwarded_allow_ips=list(proxy),
+            timeout_graceful_shutdown=math.ceil(settings.timeout_s),
+        )
+        server = DrainingServer(config, drain_s)
+        server.run()
+        if not server.started:
+            raise SystemExit(1)  # uvicorn has said why
 
 
 @click.command()
@@ -379,7 +393,14 @@ def _check_tls(cert: Path | None, key: Path | None) -> None:
         raise BadSetting(f"no TLS with {cert} and {key}: {error}") from error
 
 
-def _check_open(settings: Settings, host: str, *, open: bool, private: bool) -> None:  # noqa: A002
+def _check_open(
+    settings: Settings,
+    host: str,
+    log_format: logs.Format,
+    *,
+    open: bool,  # noqa: A002 (the option's name)
+    private: bool,
+) -> None:
     closed = bool(settings.keys_file or settings.keys_text or settings.tokens)
     if open and closed:
         raise click.UsageError("--open lets anybody ask, keys and tokens do not: choose")
@@ -391,10 +412,10 @@ def _check_open(settings: Settings, host: str, *, open: bool, private: bool) -> 
             "or tokens (--jwt-issuer), or --open to let anybody ask"
         )
     if closed and not private:
-        click.echo(
-            f"warning: whoever sees the traffic to {host} reads the keys in it. Give --tls-cert, "
-            "or put a proxy with TLS in front, named by --proxy.",
-            err=True,
+        logs.warn(
+            log_format,
+            f"whoever sees the traffic to {host} reads the keys in it. Give --tls-cert, or put a "
+            "proxy with TLS in front, named by --proxy.",
         )
 
 

@@ -15,15 +15,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
+from weakref import WeakMethod
 
 import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
-from arrowhead_client import AsyncClient, InvalidInput, ModelInfo, TextTooLong
+from arrowhead_client import (
+    AsyncClient,
+    InvalidInput,
+    InvalidRequest,
+    ModelInfo,
+    ModelNotFound,
+    ServerError,
+    TextTooLong,
+    TimedOut,
+    Unavailable,
+)
 from arrowhead_engine.tokenizer import Tokenizer
+from arrowhead_server.gateway.call import CALL, Call, joined
+from arrowhead_server.gateway.spans import Spans
 
 ENTRIES = 10_000
 PART_TEXTS = 100  # the models' max_batch_size
@@ -35,6 +49,13 @@ INLINE_CHARACTERS = 20_000  # are tokenized in about 5 ms; more, beside the even
 
 QUIET_S = 1.0  # so long after a short request, one part of long lists goes at a time
 NAMED_FROM = 64  # characters or ids; longer keys are remembered by their hash
+
+_OUTCOMES: dict[type[ServerError], str] = {
+    Unavailable: "unavailable",
+    ModelNotFound: "unavailable",
+    TimedOut: "timeout",
+    InvalidRequest: "refused",
+}
 
 Key: TypeAlias = str | tuple[int, ...]
 
@@ -56,11 +77,20 @@ class Embedded:
 
 @dataclass
 class Counts:
-    """Of texts, since the start: remembered, asked for by somebody else already, or new."""
+    """Of texts, since the start.
+
+    Attributes:
+        hits: were remembered. merged: were asked for by somebody else already. misses: were new.
+        tokens, truncated: of those that were answered.
+        sent_tokens: that went to Triton.
+    """
 
     hits: int = 0
     merged: int = 0
     misses: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    sent_tokens: int = 0
 
 
 class Embedder:
@@ -79,6 +109,8 @@ class Embedder:
         tokenizer: its own.
         counts: counted on.
         entries: texts remembered, those used last. MiniLM's take 2 KB each.
+        spans: makes those of its work.
+        asked: told how each request to Triton ended, and the seconds that it took.
 
     Attributes:
         info, tokenizer, counts: as given.
@@ -91,14 +123,19 @@ class Embedder:
         tokenizer: Tokenizer,
         counts: Counts,
         entries: int = ENTRIES,
+        *,
+        spans: Spans | None = None,
+        asked: Callable[[str, float], object] = lambda outcome, seconds: None,
     ) -> None:
         self.info = info
+        self._spans = spans or Spans()
+        self._asked = asked
         self.tokenizer = tokenizer
         self._client = client
         self.counts = counts
         self._known: LRUCache[Key | bytes, Embedded] = LRUCache(entries)
         self._coming: dict[Key, asyncio.Future[Embedded]] = {}
-        self._interactive = _Lane(self._ask, lambda: INTERACTIVE)
+        self._interactive = _Lane(self._ask, self._interactive_parts)
         self._bulk = _Lane(self._ask, self._bulk_parts)
         self._last_interactive = -QUIET_S
         self._tasks: set[asyncio.Task[None]] = set()
@@ -161,7 +198,9 @@ class Embedder:
         texts = [key for key in new if isinstance(key, str)]
         if sum(map(len, texts)) <= INLINE_CHARACTERS:
             with self._failing(new):
-                self._queue(new, *self.tokenizer.encode(texts))
+                with self._spans.tokenizing(len(texts)):
+                    encoded = self.tokenizer.encode(texts)
+                self._queue(new, *encoded)
         else:
             task = asyncio.create_task(self._start_beside(new, texts))
             self._tasks.add(task)
@@ -169,12 +208,17 @@ class Embedder:
 
     async def _start_beside(self, new: list[Key], texts: list[str]) -> None:
         with self._failing(new):
-            self._queue(new, *await asyncio.to_thread(self.tokenizer.encode, texts))
+            with self._spans.tokenizing(len(texts)):
+                encoded = await asyncio.to_thread(self.tokenizer.encode, texts)
+            self._queue(new, *encoded)
 
     def _queue(self, new: list[Key], ids: list[list[int]], truncated: list[bool]) -> None:
         encoded = iter(zip(ids, truncated, strict=True))
+        queued = Queued(CALL.get(), time.time_ns())
         texts = [
-            _Text(key, *next(encoded)) if isinstance(key, str) else _Text(key, list(key), False)
+            _Text(key, *next(encoded), queued)
+            if isinstance(key, str)
+            else _Text(key, list(key), False, queued)
             for key in new
         ]
         fits = len(texts) <= PART_TEXTS and sum(len(one.ids) for one in texts) <= PART_TOKENS
@@ -182,18 +226,41 @@ class Embedder:
             self._last_interactive = time.monotonic()
         (self._interactive if fits else self._bulk).put(texts)
 
+    def _interactive_parts(self) -> int:
+        return INTERACTIVE
+
     def _bulk_parts(self) -> int:
         return 1 if time.monotonic() - self._last_interactive < QUIET_S else BULK
 
     async def _ask(self, part: list[_Text]) -> None:
         with self._failing([one.key for one in part]):
-            vectors = await self._client.embed_ids([one.ids for one in part], served=self.info)
+            vectors = await self._vectors(part)
             for one, vector in zip(part, vectors, strict=True):
                 # A row of its own, or one remembered text would hold the memory of its whole part.
                 embedded = Embedded(vector.copy(), len(one.ids), one.truncated)
                 embedded.vector.flags.writeable = False
                 self._known[_name(one.key)] = embedded
                 self._coming.pop(one.key).set_result(embedded)
+
+    async def _vectors(self, part: list[_Text]) -> npt.NDArray[np.float32]:
+        queued = dict.fromkeys(one.queued for one in part)
+        calls = [(one.call, one.since) for one in queued if one.call is not None]
+        began, outcome = time.perf_counter(), "other"
+        self.counts.sent_tokens += sum(len(one.ids) for one in part)
+        try:
+            with self._spans.asking(calls, len(part)):
+                vectors = await self._client.embed_ids(
+                    [one.ids for one in part],
+                    served=self.info,
+                    request_id=joined(call for call, _ in calls),
+                )
+            outcome = "ok"
+            return vectors
+        except ServerError as error:
+            outcome = _OUTCOMES.get(type(error), outcome)
+            raise
+        finally:
+            self._asked(outcome, time.perf_counter() - began)
 
     @contextmanager
     def _failing(self, keys: list[Key]) -> Iterator[None]:
@@ -226,12 +293,26 @@ def _hash(told: bytes, kind: bytes) -> bytes:
     return hashlib.blake2b(told, digest_size=32, person=kind).digest()
 
 
+@dataclass(frozen=True, eq=False)
+class Queued:
+    """Texts of one request, that came at once.
+
+    Attributes:
+        call: the request; None: the gateway's own.
+        since: when, in nanoseconds.
+    """
+
+    call: Call | None
+    since: int
+
+
 class _Text(NamedTuple):
     """A text on its way."""
 
     key: Key
     ids: list[int]
     truncated: bool
+    queued: Queued
 
 
 class _Lane:
@@ -240,14 +321,16 @@ class _Lane:
     So a caller alone never waits, and of many at the same moment few pay for a request each.
 
     Args:
-        ask: sends one part; raises nothing.
+        ask: sends one part; raises nothing. A method of the lane's owner, as `most` is.
         most: parts under way at once, now.
     """
 
     def __init__(
         self, ask: Callable[[list[_Text]], Coroutine[Any, Any, None]], most: Callable[[], int]
     ) -> None:
-        self._ask, self._most = ask, most
+        # Weakly: in a cycle with its lanes, an embedder of a version that is served no more would
+        # keep its memory until Python looks for cycles among everything, which it rarely does.
+        self._ask, self._most = WeakMethod(ask), WeakMethod(most)
         self._gathered: deque[_Text] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -261,8 +344,12 @@ class _Lane:
         self._send()
 
     def _send(self) -> None:
-        while self._gathered and len(self._under_way) < self._most():
-            task = asyncio.create_task(self._ask(self._part()))
+        ask, most = self._ask(), self._most()
+        if ask is None or most is None:
+            return  # the owner is gone, so nobody waits for what has gathered
+        while self._gathered and len(self._under_way) < most():
+            # Not in the context of the request that happens to be here: it is of several.
+            task = Context().run(asyncio.create_task, ask(self._part()))
             self._under_way.add(task)
             task.add_done_callback(self._done)
 

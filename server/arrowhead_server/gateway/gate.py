@@ -8,6 +8,7 @@ In the order of what they cost: a stranger's body is not read.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -18,9 +19,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from arrowhead_client import ArrowheadError
 from arrowhead_server.gateway.access import OPEN, Access, address
 from arrowhead_server.gateway.bodies import TOKENIZED, Bodies
+from arrowhead_server.gateway.call import CALL, EVENTS, HEADER, Call, request_id
 from arrowhead_server.gateway.failures import Busy
 from arrowhead_server.gateway.metrics import Metrics
 from arrowhead_server.gateway.rates import Rates
+from arrowhead_server.gateway.spans import Spans
 
 PIECE = 65_536  # bytes of an answer that are sent at once
 
@@ -36,6 +39,7 @@ class Gate:
         most: requests that may be under way at once.
         metrics: told of each request.
         answer: makes a response of an error.
+        spans: makes them of requests.
     """
 
     def __init__(
@@ -47,9 +51,11 @@ class Gate:
         most: int,
         metrics: Metrics,
         answer: Callable[[str, ArrowheadError], Response],
+        spans: Spans,
     ) -> None:
         self._app, self._access, self._rates, self._bodies = app, access, rates, bodies
         self._most, self._metrics, self._answer = most, metrics, answer
+        self._spans = spans
         self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,25 +63,33 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status, began = 500, time.perf_counter()
+        began = time.perf_counter()
+        call = Call(request_id(scope))
+        CALL.set(call)
 
         async def watched(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                call.status = message["status"]
+                headers = [*message["headers"], (HEADER, call.request_id.encode())]
+                message = {**message, "headers": headers}
             await _send(message, send)
 
+        is_probe = scope["path"] in OPEN and scope["method"] in ("GET", "HEAD")
         try:
-            if scope["path"] in OPEN and scope["method"] in ("GET", "HEAD"):
+            if is_probe:
                 await self._app(scope, receive, watched)
             else:
-                await self._let_in(scope, receive, watched)
+                with self._spans.request(scope, call):
+                    await self._let_in(scope, receive, watched, call)
         finally:
             # As they are written in routes: what callers put into a path is their own choice.
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.seconds.labels(route, status).observe(time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self._metrics.seconds.labels(route, call.status).observe(seconds)
+            if not is_probe or call.status >= 400:
+                _tell(call, scope["method"], route, seconds)
 
-    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send, call: Call) -> None:
         told: dict[str, str] = {}
 
         async def telling(message: Message) -> None:
@@ -86,7 +100,7 @@ class Gate:
 
         async with AsyncExitStack() as stack:
             try:
-                told = await self._counted(scope)
+                told = await self._counted(scope, call)
                 self._check_room()
                 weight = TOKENIZED if scope["path"] == "/tokenize" else 1
                 receive = await stack.enter_async_context(self._bodies.read(receive, weight))
@@ -100,7 +114,7 @@ class Gate:
             finally:
                 self._set(self._under_way - 1)
 
-    async def _counted(self, scope: Scope) -> dict[str, str]:
+    async def _counted(self, scope: Scope, call: Call) -> dict[str, str]:
         """Who asks, counted; what there is to tell them."""
         try:
             caller = await self._access.caller(scope)
@@ -108,6 +122,8 @@ class Gate:
             if self._rates is not None:  # those who are not let in are counted where they are
                 await self._rates.count(address(scope))
             raise
+        if self._access.wanted:
+            call.caller = caller
         return {} if self._rates is None else await self._rates.count(caller)
 
     def _check_room(self) -> None:
@@ -117,6 +133,26 @@ class Gate:
     def _set(self, under_way: int) -> None:
         self._under_way = under_way
         self._metrics.in_flight.set(under_way)
+
+
+def _tell(call: Call, method: str, route: str, seconds: float) -> None:
+    """A line of the log, of machines alone: they want each request, people what goes wrong."""
+    if not EVENTS.isEnabledFor(logging.INFO):
+        return
+    line = {
+        "method": method,
+        "path": route,
+        "status": call.status,
+        "ms": round(seconds * 1000, 3),
+        "texts": call.texts,
+        "tokens": call.tokens,
+        "request_id": call.request_id,
+    }
+    if call.caller:
+        line["caller"] = call.caller
+    if call.reason:
+        line["reason"] = call.reason
+    EVENTS.info("request", extra=line)
 
 
 async def _send(message: Message, send: Send) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from arrowhead_server.gateway.asking import Asking
@@ -34,12 +34,24 @@ class Metrics:
             "Memory that requests under way are taken to need",
             registry=self.registry,
         )
+        self.triton = Histogram(
+            "arrowhead_gateway_triton_seconds",
+            "Of a request to Triton for vectors, by how it ended",
+            ["outcome"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        ProcessCollector(registry=self.registry)
         self.refused = Counter(
             "arrowhead_gateway_refused",
             "Requests that were not answered as they wished, by reason",
             ["reason"],
             registry=self.registry,
         )
+
+    def asked(self, outcome: str, seconds: float) -> None:
+        """Takes note of a request to Triton."""
+        self.triton.labels(outcome).observe(seconds)
 
     def watch(self, asking: Asking) -> None:
         """Tells the counts of its texts."""
@@ -63,6 +75,22 @@ class _Texts(Collector):
         texts.add_metric(["merged"], counts.merged)
         texts.add_metric(["miss"], counts.misses)
         yield texts
+        for name, told, number in (
+            ("tokens", "Tokens of texts that were answered", counts.tokens),
+            ("truncated_texts", "Answered texts not read to their end", counts.truncated),
+            ("triton_tokens", "Tokens that Triton was sent", counts.sent_tokens),
+            ("model_swaps", "Times that another version took over", self._asking.swaps),
+        ):
+            yield CounterMetricFamily(f"arrowhead_gateway_{name}", told, number)
+        served = InfoMetricFamily("arrowhead_gateway_model", "The version that is asked now")
+        if (info := self._asking.live) is not None:
+            labels = {
+                "model": info.name,
+                "version": str(info.version),
+                "fingerprint": info.fingerprint,
+            }
+            served.add_metric([], labels)
+        yield served
         entries = "Texts remembered"
         yield GaugeMetricFamily("arrowhead_gateway_entries", entries, self._asking.remembered)
         waiting = GaugeMetricFamily(

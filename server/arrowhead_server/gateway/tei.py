@@ -19,6 +19,7 @@ from pydantic import Field
 from arrowhead_client import Options, cosine_similarity
 from arrowhead_client._options import check_lengths
 from arrowhead_client._plan import Tokenized
+from arrowhead_server.gateway.call import CALL
 from arrowhead_server.gateway.failures import TeiFailure, declared
 from arrowhead_server.gateway.web import (
     OUTPUT_DTYPES,
@@ -150,7 +151,11 @@ async def tokenize(body: TokenizeRequest, model: Model) -> Response:
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     model.check(texts)
     prefix = await model.prefix(Options(prompt_name=body.prompt_name))
-    found = await model.client.tokenize(texts, prompt=prefix)
+    call = CALL.get()
+    name = None if call is None else call.request_id
+    found = await model.client.tokenize(texts, prompt=prefix, request_id=name)
+    if call is not None:
+        call.texts, call.tokens = len(found), sum(len(one.tokens) for one in found)
     if not body.truncate:
         check_lengths([len(one.tokens) for one in found], [one.truncated for one in found])
     told = await asyncio.to_thread(_listed, found, special=body.add_special_tokens)

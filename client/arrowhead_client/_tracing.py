@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spans of OpenTelemetry's, where its standard variables ask for them.
+
+Off, and nothing is imported, unless OTEL_EXPORTER_OTLP_ENDPOINT (or the same of traces alone) is
+set and the packages of `arrowhead[otel]` are there. A program that has spans of its own has set up
+where they go, and ours go there too; our commands call `start`. No span holds a text.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link, Span, SpanKind
+
+ENDPOINT, TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+_FLUSH_MS = 2000
+_LOG = logging.getLogger(__name__)
+
+
+def endpoint() -> str | None:
+    """Where spans go, by OTLP over HTTP; None: nowhere."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    if os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+        return None
+    if own := os.environ.get(TRACES_ENDPOINT):
+        return own
+    base = os.environ.get(ENDPOINT)
+    return f"{base.rstrip('/')}/v1/traces" if base else None
+
+
+def start(service: str) -> None:
+    """Sends this process's spans where the variables say, sampled as they say.
+
+    Args:
+        service: its name, unless OTEL_SERVICE_NAME has another.
+    """
+    if endpoint() is None:
+        return
+    try:
+        from opentelemetry import trace
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
+        _LOG.warning("no traces, though %s is set: pip install 'arrowhead[otel]'", ENDPOINT)
+        return
+    named = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: service}
+    provider = TracerProvider(resource=Resource.create(named))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+
+
+def tracing() -> Tracing | None:
+    """What makes spans, if they are wanted and can be made."""
+    if endpoint() is None or find_spec("opentelemetry") is None:
+        return None
+    return Tracing()
+
+
+class Tracing:
+    """Makes spans, by the provider that the program has set up."""
+
+    def __init__(self) -> None:
+        from importlib.metadata import version
+
+        from opentelemetry import propagate, trace
+
+        self._trace, self._propagate = trace, propagate
+        self._tracer = trace.get_tracer("arrowhead", version("arrowhead"))
+
+    @contextmanager
+    def span(
+        self,
+        name: str,
+        kind: SpanKind | None = None,
+        *,
+        context: Context | None = None,
+        links: Sequence[Link] = (),
+        attributes: Mapping[str, str | int] | None = None,
+    ) -> Iterator[Span]:
+        """A span that is the current one meanwhile. Of an error it tells the class alone.
+
+        Args:
+            name: of few.
+            kind: internal unless told otherwise.
+            context: its parent's; the current one by default.
+            links: to spans of other traces.
+            attributes: what it tells.
+        """
+        trace = self._trace
+        with self._tracer.start_as_current_span(
+            name,
+            context,
+            kind or trace.SpanKind.INTERNAL,
+            attributes,
+            links,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                yield span
+            except BaseException as error:
+                span.set_attribute("error.type", type(error).__name__)
+                span.set_status(trace.StatusCode.ERROR)
+                raise
+
+    def past(self, name: str, context: Context, began: int, ended: int, link: Link) -> None:
+        """A span that is over, from and to a time in nanoseconds."""
+        self._tracer.start_span(name, context, links=[link], start_time=began).end(ended)
+
+    def flush(self) -> None:
+        """Sends what is not sent yet, if that takes no longer than two seconds."""
+        provider = self._trace.get_tracer_provider()
+        if hasattr(provider, "force_flush"):  # the SDK's
+            provider.force_flush(_FLUSH_MS)
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """What tells a server of the current span (W3C traceparent), if it is sampled.
+
+        Of others nothing is told: Triton traces whatever it is told of.
+        """
+        if not self._trace.get_current_span().get_span_context().trace_flags.sampled:
+            return ()
+        carrier: dict[str, str] = {}
+        self._propagate.inject(carrier)
+        return tuple(carrier.items())
+
+    def embedding(self, model: str, request_id: str | None) -> AbstractContextManager[Span]:
+        """The span of a call for vectors, named as OpenTelemetry's conventions have it."""
+        attributes = {"gen_ai.operation.name": "embeddings", "gen_ai.request.model": model}
+        if request_id:
+            attributes["arrowhead.request_id"] = request_id
+        return self.span(f"embeddings {model}", self._trace.SpanKind.CLIENT, attributes=attributes)
+
+
+def embedding(
+    made: Tracing | None, model: str, request_id: str | None
+) -> AbstractContextManager[Span | None]:
+    """`Tracing.embedding`, or nothing."""
+    return nullcontext() if made is None else made.embedding(model, request_id)

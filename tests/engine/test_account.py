@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is told of batches: sums that reach their counters, and lines that hold no text."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+
+import pytest
+
+from arrowhead_engine.account import BATCHES_VARIABLE, PERIOD_S, Account, Batch
+from arrowhead_engine.errors import InvalidInput
+
+
+class Family:
+    """Counters of one name, in a dictionary that all share."""
+
+    kept: dict[tuple[str, str], float]
+
+    def __init__(self, name: str, description: str) -> None:
+        assert description
+        self._name = name
+
+    def Metric(self, *, labels: Mapping[str, str]) -> Counter:  # noqa: N802
+        rest = ",".join(f"{key}={labels[key]}" for key in labels if key not in ("model", "version"))
+        assert labels["model"] == "minilm_encoder"
+        assert labels["version"] == "3"
+        return Counter(self.kept, (self._name.removeprefix("arrowhead_"), rest))
+
+
+class Counter:
+    def __init__(self, kept: dict[tuple[str, str], float], key: tuple[str, str]) -> None:
+        self._kept, self._key = kept, key
+        kept[key] = 0
+
+    def increment(self, value: float) -> None:
+        self._kept[self._key] += value
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
+    monkeypatch.setattr(Family, "kept", {}, raising=False)
+    return Family.kept
+
+
+def batch(account: Account, *refused: str, ids: tuple[str, ...] = ()) -> None:
+    why = [InvalidInput(one) for one in refused]
+    account.add(Batch(4, 30, 1, why, 0.0123, computed=[5, 15], equal=1, remembered=1), lambda: ids)
+
+
+def test_sums_arrive_without_another_batch(kept: dict[tuple[str, str], float]) -> None:
+    account = Account("minilm_encoder", "3", Family)
+    batch(account)
+    batch(account)
+    assert not kept
+    deadline = time.monotonic() + 10 * PERIOD_S
+    while kept.get(("batches_by_tokens_total", "le=+Inf")) != 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    batch(account)
+    account.close()
+    assert kept == {
+        ("texts_total", ""): 12,
+        ("tokens_total", ""): 90,
+        ("texts_truncated_total", ""): 3,
+        ("requests_refused_total", ""): 0,
+        ("batches_total", ""): 3,
+        ("texts_reused_total", "how=batch"): 3,
+        ("texts_reused_total", "how=step"): 3,
+        ("tokens_computed_total", ""): 60,
+        ("padding_saved_tokens_total", ""): 30,
+        ("batches_by_tokens_total", "le=16"): 0,
+        **{("batches_by_tokens_total", f"le={end}"): 3 for end in (64, 256, 1024, 4096, "+Inf")},
+    }
+
+
+def test_lines_are_of_batches_and_only_if_wanted(
+    kept: dict[tuple[str, str], float],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quiet = Account("minilm_encoder", "3", Family)
+    batch(quiet, "text 0 is not UTF-8", "another", ids=("a-1", "b,c", "no id\nbut a text"))
+    batch(quiet)
+    quiet.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line) == {
+        "part": "minilm_encoder",
+        "level": "warning",
+        "message": "refused 2 of a batch's requests; the first: text 0 is not UTF-8",
+        "request_id": "a-1,b,c",
+    }
+
+    monkeypatch.setenv(BATCHES_VARIABLE, "1")
+    wordy = Account("minilm_encoder", "3", Family)
+    batch(wordy, ids=tuple(f"{number:0128}" for number in range(100)))
+    wordy.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) < 4096  # else lines of several processes mix
+    told = json.loads(line)
+    assert told.pop("request_id").count(",") == 14
+    assert told == {
+        "part": "minilm_encoder",
+        "level": "info",
+        "message": "batch",
+        "texts": 4,
+        "tokens": 30,
+        "truncated": 1,
+        "tokens_computed": 20,
+        "ms": 12.3,
+    }
+
+
+def test_without_metrics_it_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def none(*, name: str, description: str) -> Family:
+        raise RuntimeError("metrics are off")
+
+    account = Account("minilm_encoder", "3", none)
+    batch(account)
+    account.close()
+    assert "no metrics of batches: metrics are off" in capsys.readouterr().err
