@@ -200,6 +200,7 @@ def fault(bench: Bench, name: str, effort: Effort) -> FaultResult:
     calm = Phase.of(before, first - min(one.at for one in before))
     limit_s = max(SLOW_S, SLOW_TIMES * calm.p99_ms / 1e3)
     bad = [one.at for one in since if one.failure or one.took > limit_s]
+    bad = [at for at in bad if at >= scene.gone_at]
     return FaultResult(
         key=name,
         title=" ".join((FAULTS[name].__doc__ or "").split()),
@@ -211,7 +212,9 @@ def fault(bench: Bench, name: str, effort: Effort) -> FaultResult:
         since=Phase.of(since, max(one.at + one.took for one in since) - first),
         slow=sum(one.took > limit_s for one in since),
         limit_ms=limit_s * 1e3,
-        recovery_s=max((_since_step([first, *scene.steps], at) for at in bad), default=0.0),
+        recovery_s=max(
+            (_since_step([first, *scene.steps, scene.gone_at], at) for at in bad), default=0.0
+        ),
         whole_s=whole - began,
         facts=scene.facts,
         notes=scene.notes,

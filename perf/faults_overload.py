@@ -13,6 +13,7 @@ import resource
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -75,12 +76,18 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        self._flood.opened(self)
         self._flood.free(self)
 
     def send(self, place: int, request: bytes) -> None:
         """Asks for the vector of the text at this place."""
         self._place, self._sent_at, self._under_way = place, time.perf_counter(), True
         self._transport.write(request)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """Hangs up."""
+        self._under_way = False
+        self._transport.abort()  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -117,7 +124,7 @@ class _Flood:
             "Content-Length: "
         ).encode()
         self._idle: deque[_Connection] = deque()
-        self._connections = 0
+        self._open: set[_Connection] = set()
         self.closed_loop = False
         self.reset()
 
@@ -156,9 +163,13 @@ class _Flood:
         else:
             self._idle.append(connection)
 
+    def opened(self, connection: _Connection) -> None:
+        """A connection is there."""
+        self._open.add(connection)
+
     def lost(self, connection: _Connection, under_way: bool) -> None:
         """A connection ended."""
-        self._connections -= 1
+        self._open.discard(connection)
         if under_way:
             self.statuses["none"] += 1
         elif connection in self._idle:
@@ -166,14 +177,19 @@ class _Flood:
 
     async def connect(self, count: int) -> None:
         """Opens more connections."""
-        self._connections += count
         loop = asyncio.get_running_loop()
         made = [
             loop.create_connection(lambda: _Connection(self), self._host, self._port)
             for _ in range(count)
         ]
-        for one in await asyncio.gather(*made, return_exceptions=True):
-            self._connections -= isinstance(one, BaseException)
+        await asyncio.gather(*made, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Hangs up."""
+        for connection in self._open:
+            connection.close()
+        while self._open:
+            await asyncio.sleep(_TICK_S)
 
     async def run(self, rate: float, seconds: float, each_second: Callable[[], object]) -> None:
         """Sends so many a second; those that find no connection are counted."""
@@ -187,7 +203,7 @@ class _Flood:
                 else:
                     self.unsent += 1
             sent += due
-            wanting = len(self._idle) < 20 and self._connections < _MOST_CONNECTIONS
+            wanting = len(self._idle) < 20 and len(self._open) < _MOST_CONNECTIONS
             if wanting and (opening is None or opening.done()):
                 opening = asyncio.ensure_future(self.connect(50))
             if elapsed > second:
@@ -211,7 +227,11 @@ async def _overload(stack: Stack, known: Known, seconds: float, times: float) ->
     processes += [child for one in processes for child in one.children(recursive=True)]
 
     def memory_mb() -> float:
-        return sum(one.memory_info().rss for one in processes if one.is_running()) / 1e6
+        total = 0
+        for one in processes:
+            with suppress(psutil.NoSuchProcess):  # a worker of HAProxy's before a reload
+                total += one.memory_info().rss
+        return total / 1e6
 
     texts, road = _fresh(known), GatewayRoad(stack.gateway_url)
     peak = _Flood(stack.gateway_url, known, texts)
@@ -242,6 +262,8 @@ async def _overload(stack: Stack, known: Known, seconds: float, times: float) ->
     await road.close()
     await asyncio.sleep(_LAST_S)
     look()
+    await peak.close()
+    await flood.close()
     good = [took * 1e3 for took in flood.good] or [float("nan")]
     refused = [took * 1e3 for took in flood.refused] or [float("nan")]
     return Overload(

@@ -29,7 +29,7 @@ class FaultResult:
         since: those that were answered after it began.
         slow: of these, how many took longer than `limit_ms`.
         recovery_s: from the fault to the last request sent that failed or was slow; 0 if there was
-            none. Where something is broken several times, the longest.
+            none. Where something is broken several times, the longest. From bad callers' end.
         whole_s: until all parts were ready again, freezing and waiting included.
         facts: what must be so besides, and whether it was.
         notes: what else there is to tell.
@@ -141,7 +141,8 @@ def _lines(results: FaultResults) -> Iterator[str]:
     yield ""
     yield (
         "*Recovery* is the time from the fault to the last request sent that failed or was slow: "
-        "more than half a second, or three times the 99th percentile of before, if that is more. "
+        "more than half a second, or three times the 99th percentile of before, if that is more; "
+        "with bad callers, the time since they were gone. "
         "*Whole* is when every part was ready again. Goals: none wrong, none failed, recovery "
         f"below {RECOVERY_S:.0f} s, but for {', '.join(WORK)}: there servers start, load and "
         "convert on the same cores for as long as it takes."

@@ -39,6 +39,7 @@ class Scene:
         notes: what else there is to tell of it, a sentence each.
         facts: what must be so besides, and whether it was.
         steps: when something was broken, on the monotonic clock.
+        gone_at: when bad callers were gone; 0 if there were none.
     """
 
     stack: Stack
@@ -51,6 +52,7 @@ class Scene:
     notes: list[str] = field(default_factory=list)
     facts: dict[str, bool] = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)
+    gone_at: float = 0.0
 
     def step(self) -> None:
         """From now on something is broken."""
@@ -204,6 +206,7 @@ def leaving_callers(scene: Scene) -> None:
     """Callers go away in the middle of a request."""
     scene.step()
     left = leave(scene.stack, scene.load.known, scene.callers)
+    scene.gone_at = time.monotonic()
     told = ", ".join(f"{count} {when}" for when, count in left.items())
     scene.notes.append(f"{sum(left.values())} went away: {told}")
     scene.facts["they went away"] = sum(left.values()) >= 6 * scene.callers
@@ -219,6 +222,7 @@ def slow_callers(scene: Scene) -> None:
     ).items():
         last = f", the last after {last_s:.1f} s" if ended else ""
         scene.notes.append(f"{kind}: {ended} of {scene.callers} were hung up on{last}")
+    scene.gone_at = time.monotonic()
     scene.whole()
 
 
