@@ -149,10 +149,9 @@ class Pulse:
         # their inferences need not be waited for.
         self._silences = 0 if self._is_ok("/v2/health/live", SILENT_S) else self._silences + 1
         if self._silences:
+            times = f"{self._silences} times in a row within {SILENT_S:g} s"
             is_frozen = self._silences >= FAILURES_IN_A_ROW
-            return (
-                f"Triton did not answer for {SILENT_S * self._silences:g} s" if is_frozen else None
-            )
+            return f"Triton did not answer {times}" if is_frozen else None
         failed = self.failures()
         successes = (self._success_counts("/v2/models/stats") or {}) if failed else {}
         suspects: dict[Part, _Suspect] = {}
