@@ -56,6 +56,9 @@ gateway: $(MODEL)  ## What the gateway costs and saves: perf/results/gateway.md 
 handover: $(MODEL)  ## Texts in and vectors out, Arrow, shared memory: perf/results/handover.md (ARGS="--quick")
 	@$(BIN)/python -m perf.handover $(ARGS)
 
+faults: $(MODEL)  ## Break the stack in every way, under load: perf/results/faults.md (ARGS="--quick | --only NAME")
+	@$(BIN)/python -m perf.faults $(ARGS)
+
 gpu: $(MODEL)  ## Measure encoder and server on a GPU: perf/results/gpu.md (ARGS="--quick")
 	@$(BIN)/python -m perf.gpu $(ARGS)
 

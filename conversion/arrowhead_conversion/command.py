@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -127,8 +128,9 @@ def convert(
             promote=promote,
         )
     except OSError as error:  # a full disk, no permission
+        advice = "free some, or name another --repository" if error.errno == errno.ENOSPC else ""
         raise click.ClickException(
-            f"cannot write {error.filename or repository}: {error}"
+            f"cannot write {error.filename or repository}: {error}{advice and f'; {advice}'}"
         ) from error
     proof, spec = made.certificate, made.spec
     click.echo(f"{made.name} version {made.version} in {made.seconds:.1f} s")

@@ -17,15 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
-import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
 
 from arrowhead_client import Client, Experiment, in_candidate
 from arrowhead_client.cli import main
 from arrowhead_conversion import pins
 from arrowhead_conversion.convert import convert
 from arrowhead_server.supervisor import Server, running_server
+from perf.faults import tuned as changed
 
 from .conftest import wait_until
 from .gateways import started, stopped
@@ -44,15 +43,7 @@ def arrowhead(*arguments: object) -> str:
 @pytest.fixture(scope="module")
 def tuned(minilm_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MiniLM, changed a little, as by further training."""
-    folder = tmp_path_factory.mktemp("tuned") / "model"
-    shutil.copytree(minilm_source, folder)
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    torch.manual_seed(0)
-    weight = tensors["encoder.layer.3.output.dense.weight"]
-    weight += torch.randn_like(weight) * 0.05
-    save_file(tensors, path, metadata={"format": "pt"})
-    return folder
+    return changed(minilm_source, tmp_path_factory.mktemp("tuned") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,54 @@ async def test_who_takes_nothing_keeps_a_place_and_is_hung_up_on(
     assert caplog.text == ""
 
 
+SLOW_HEAD = b"GET /big HTTP/1.1\r\nX: "  # and x for as long as one likes
+
+
+@pytest.mark.parametrize(
+    ("before", "drop"), [(b"", b""), (SLOW_HEAD, b"x"), (BIG + SLOW_HEAD, b"x")]
+)
+async def test_who_does_not_end_a_head_is_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch, before: bytes, drop: bytes
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_S", 0.5)
+    async with serving(gate_of()) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(before)
+        drip = asyncio.create_task(dripped(writer, drop))
+        began = asyncio.get_running_loop().time()
+        with suppress(ConnectionError):
+            while await reader.read(2**20):
+                pass
+        assert asyncio.get_running_loop().time() - began >= 0.4
+        await until(lambda: not server.server_state.connections)
+        writer.close()
+        await drip
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def dripped(writer: asyncio.StreamWriter, drop: bytes) -> None:
+    for _ in range(600):
+        if writer.is_closing():
+            return
+        writer.write(drop)
+        await asyncio.sleep(0.05)
+    raise AssertionError("was listened to on and on")
+
+
+async def test_a_head_that_came_in_time_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_S", 0.3)
+    async with serving(gate_of()) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(BIG)
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.6)  # its answer is taken later
+            assert len(await reader.readexactly(SIZE)) == SIZE
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_who_asks_on_and_on_is_hung_up_on(caplog: pytest.LogCaptureFixture) -> None:
     gate = gate_of()
     async with serving(gate) as (server, port):

@@ -160,7 +160,7 @@ def _probe(app: FastAPI, metrics: Metrics) -> None:
         return True
 
     is_healthy = Shared(lives)
-    is_ready = Shared(lambda: app.state.asking.client.ready())
+    is_ready = Shared(lambda: app.state.asking.ready())
 
     @app.get("/health", response_class=Response, responses={503: {"model": failures.TritonFailure}})
     async def health() -> Response:
@@ -173,7 +173,8 @@ def _probe(app: FastAPI, metrics: Metrics) -> None:
     async def ready() -> Response:
         """200 if Triton says that the model is ready, else 503. Asked once a second.
 
-        503 as well from the moment that the gateway is asked to stop (`--drain`).
+        503 as well until the gateway has the model's tokenizer, and from the moment that it is
+        asked to stop (`--drain`).
         """
         if app.state.draining:
             return json({"error": "the gateway was asked to stop and answers on for a moment"}, 503)

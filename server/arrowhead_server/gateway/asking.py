@@ -115,6 +115,14 @@ class Asking:
         """How many texts wait for their turn at Triton, by lane."""
         return {"interactive": 0, "bulk": 0} if self._live is None else self._live.waiting
 
+    async def ready(self) -> bool:
+        """Whether Triton says that it is, and the model's tokenizer is here."""
+        try:
+            await self._served()
+            return await self.client.ready()
+        except ArrowheadError:
+            return False
+
     async def watch(self) -> None:
         """Looks for another version for as long as it runs."""
         while True:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """uvicorn's HTTP, with ends to what a connection may hold.
 
-httptools collects headers for as long as they come, uvicorn requests that wait behind another, and
-asyncio an answer that nobody takes.
+httptools collects headers for as long as they come, however slowly, uvicorn requests that wait
+behind another, and asyncio an answer that nobody takes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 MOST_HEAD = 65_536  # bytes, as uvicorn's other HTTP has it
 MOST_PIPELINED = 16  # requests of a connection that are not answered yet
+HEAD_S = 30.0  # for a head, from the connection's beginning or from its first byte
 SEND_S = 30.0  # for so long what was sent may wait to be taken
 
 
@@ -22,7 +23,8 @@ class CappedProtocol(HttpToolsProtocol):
     """Hangs up on whoever makes it hold too much.
 
     That is more than `MOST_HEAD` bytes that are neither a body nor an end, more than
-    `MOST_PIPELINED` requests at once, or an answer of which nothing is taken for `SEND_S` seconds.
+    `MOST_PIPELINED` requests at once, an answer of which nothing is taken for `SEND_S` seconds, or
+    a head that is not there after `HEAD_S`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -30,6 +32,12 @@ class CappedProtocol(HttpToolsProtocol):
         self._head = 0
         self._cycles: deque[RequestResponseCycle] = deque()
         self._hanging_up: asyncio.TimerHandle | None = None
+        self._head_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Somebody is there, who may say nothing."""
+        super().connection_made(transport)
+        self._head_due = self.loop.call_later(HEAD_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:
         """Parses; counts what is left of headers, and of trailers."""
@@ -38,9 +46,16 @@ class CappedProtocol(HttpToolsProtocol):
         if self._head > MOST_HEAD:
             self.transport.close()
 
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        if self._head_due is None:
+            self._head_due = self.loop.call_later(HEAD_S, self.transport.abort)
+
     def on_headers_complete(self) -> None:
         """The head is over."""
         self._head = 0
+        self._head_came()
         if len(self._cycles) == MOST_PIPELINED:
             self.transport.abort()
         if not self.transport.is_closing():
@@ -82,6 +97,7 @@ class CappedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """All its requests end; uvicorn tells the last one only."""
         self._keep_on()
+        self._head_came()
         for cycle in self._cycles:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -96,6 +112,11 @@ class CappedProtocol(HttpToolsProtocol):
     def _hang_up_later(self) -> None:
         if self._hanging_up is None:
             self._hanging_up = self.loop.call_later(SEND_S, self.transport.abort)
+
+    def _head_came(self) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+            self._head_due = None
 
     def _keep_on(self) -> None:
         if self._hanging_up is not None:
