@@ -43,8 +43,9 @@ def listed(kind: str, shape: Sequence[int], values: Any) -> npt.NDArray[Any]:
         ValueError, TypeError: they do not fit type and shape.
     """
     wanted = dtype_of(kind)
-    array = np.array(values, wanted if np.dtype(wanted).kind in "fO" else None)
-    cast = array.astype(wanted, copy=False)
+    with np.errstate(all="ignore"):  # what is too large shows below, or as an infinite number
+        array = np.array(values, wanted if np.dtype(wanted).kind in "fO" else None)
+        cast = array.astype(wanted, copy=False)
     if cast is not array and not np.array_equal(cast, array):  # numpy would wrap them, or cut
         raise ValueError(f"numbers that are no {kind}")
     return shaped(cast, shape)

@@ -219,6 +219,10 @@ class HostileServer:
                     break
             if script.end == "hold":
                 over.wait(_MOST_S)
+            if script.end == "close":
+                line.shutdown(socket.SHUT_WR)
+                while line.recv(65_536):  # what is left unread would make it a reset
+                    pass
             if script.end == "reset":
                 line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 

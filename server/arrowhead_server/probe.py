@@ -23,6 +23,7 @@ PROBE_TEXT = "ping"
 # A model is held hung after this many probes in a row without an answer, during which it answered
 # nobody else either.
 FAILURES_IN_A_ROW = 3
+SILENT_S = 3.0  # a processor that many share may keep an answer back for a second or two
 Part = tuple[str, int]  # a tokenizer or encoder, and its version
 _STATUS_TIMEOUT_S = 2.0
 # Of balancers' questions. A batch of a hundred long texts takes a second or two on two cores; what
@@ -73,6 +74,7 @@ class Pulse:
         self._suspects: dict[Part, _Suspect] = {}
         self._question: _Question | None = None
         self._not_healthy: str | None = None
+        self._silences = 0
         self._number = itertools.count()
 
     def is_ready(self) -> bool:
@@ -114,7 +116,7 @@ class Pulse:
     @property
     def is_suspicious(self) -> bool:
         """Whether the last beat failed, so that the next had better come soon."""
-        return bool(self._suspects)
+        return bool(self._suspects or self._silences)
 
     def hanging(self) -> str | None:
         """What answers nobody now: Triton itself, or a model; None if all is well.
@@ -143,6 +145,13 @@ class Pulse:
         A model that answers others is busy, not dead: probes may time out behind a long queue. So a
         failed probe counts only while Triton's own count of that model's answers stands still.
         """
+        # Triton's front end answers this whatever its models do: one that is silent is frozen, and
+        # their inferences need not be waited for.
+        self._silences = 0 if self._is_ok("/v2/health/live", SILENT_S) else self._silences + 1
+        if self._silences:
+            times = f"{self._silences} times in a row within {SILENT_S:g} s"
+            is_frozen = self._silences >= FAILURES_IN_A_ROW
+            return f"Triton did not answer {times}" if is_frozen else None
         failed = self.failures()
         successes = (self._success_counts("/v2/models/stats") or {}) if failed else {}
         suspects: dict[Part, _Suspect] = {}

@@ -84,6 +84,8 @@ def test_a_sound_answer_is_one(server: HostileServer, manner: str) -> None:
         output(datatype="INT32", data=[1, 2]),
         output(datatype="INT32", data=[1, 2**32 + 2]),
         output(datatype="INT8", data=[1, 0.5]),
+        output(datatype="INT8", data=[1, float("nan")]),
+        output(data=[0.6, 1e308]),
         output(datatype="BOOL", data=[True, False]),
         output(datatype="BYTES", data=["1", "x"]),
         output(datatype="x"),

@@ -40,15 +40,6 @@ DEEP = b'{"inputs":[{"name":"text","shape":[1,1],"datatype":"BYTES","data":%s}]}
 )
 # Metrics that need a GPU.
 GPU = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes"}
-# Metrics of our models.
-MODELS = {
-    "arrowhead_texts_total",
-    "arrowhead_texts_truncated_total",
-    "arrowhead_tokens_total",
-    "arrowhead_tokens_computed_total",
-    "arrowhead_padding_saved_tokens_total",
-    "arrowhead_batches_by_tokens_total",
-}
 
 
 @pytest.mark.parametrize("road", ["grpc_url", "http_url"])
@@ -273,7 +264,7 @@ def test_what_grafana_and_the_alerts_ask_for_is_there(stack: Stack) -> None:
         assert answer.status_code == 200, (expression, answer.text)
     rules = (ROOT / "deploy/prometheus/alerts.yml").read_text()
     names = set(re.findall(r"\b(?:arrowhead|nv|haproxy)_\w+", " ".join([*asked, rules])))
-    names -= GPU | MODELS
+    names -= GPU
 
     def missing() -> set[str]:
         answer = httpx.get(f"{stack.prometheus_url}/api/v1/label/__name__/values").json()

@@ -123,6 +123,19 @@ def test_a_frozen_triton_is_unready_within_two_seconds(
         assert server.restarts == []
 
 
+def test_a_triton_that_stays_frozen_is_started_anew(
+    make_repository: MakeRepository, tools: Any, resumed: list[int], measured: Measured
+) -> None:
+    with running_server(make_repository()) as server:
+        resumed.append(server.pid)
+        began = time.monotonic()
+        os.kill(server.pid, signal.SIGSTOP)
+        tools.wait_until(lambda: server.restarts, "the restart")
+        tools.wait_until(lambda: state(server.address, tools)[0] == 200, "it to be ready again")
+        measured("ready again after", time.monotonic() - began)
+        assert server.restarts[0].reason == "Triton did not answer 3 times in a row within 3 s"
+
+
 def test_a_frozen_model_is_unready_and_then_restarted(
     make_repository: MakeRepository, tools: Any, resumed: list[int], measured: Measured
 ) -> None:

@@ -44,6 +44,8 @@ class FakeTriton:
                 for (name, version), count in self.successes.items()
             ]
             return 200, json.dumps({"model_stats": stats})
+        if path == "/v2/health/live":
+            return 200, ""
         _, _, _, model, _, version, _ = path.split("/")
         if f"{model}/{version}" in self.failing:
             return self.failing[f"{model}/{version}"]
