@@ -45,7 +45,6 @@ class Effort:
         slow_s, bad_callers: for how long slow callers try, and how many bad ones of a kind there
             are.
         overload_s: how long there are ten times too many requests.
-        hanging: whether to wait until a hanging Triton is started anew by its supervisor.
     """
 
     around_s: float
@@ -53,11 +52,10 @@ class Effort:
     slow_s: float
     bad_callers: int
     overload_s: float
-    hanging: bool
 
 
-FULL = Effort(4.0, 15.0, 45.0, 100, 60.0, hanging=True)
-QUICK = Effort(2.0, 5.0, 8.0, 30, 8.0, hanging=False)
+FULL = Effort(4.0, 15.0, 45.0, 100, 60.0)
+QUICK = Effort(2.0, 5.0, 8.0, 30, 8.0)
 
 FAULTS: dict[str, Callable[[Scene], None]] = {
     one.__name__: one
@@ -201,6 +199,7 @@ def fault(bench: Bench, name: str, effort: Effort) -> FaultResult:
     limit_s = max(SLOW_S, SLOW_TIMES * calm.p99_ms / 1e3)
     bad = [one.at for one in since if one.failure or one.took > limit_s]
     bad = [at for at in bad if at >= scene.gone_at]
+    steps = [first, *scene.steps, *([scene.gone_at] if scene.gone_at else [])]
     return FaultResult(
         key=name,
         title=" ".join((FAULTS[name].__doc__ or "").split()),
@@ -212,9 +211,7 @@ def fault(bench: Bench, name: str, effort: Effort) -> FaultResult:
         since=Phase.of(since, max(one.at + one.took for one in since) - first),
         slow=sum(one.took > limit_s for one in since),
         limit_ms=limit_s * 1e3,
-        recovery_s=max(
-            (_since_step([first, *scene.steps, scene.gone_at], at) for at in bad), default=0.0
-        ),
+        recovery_s=max((_since_step(steps, at) for at in bad), default=0.0),
         whole_s=whole - began,
         facts=scene.facts,
         notes=scene.notes,

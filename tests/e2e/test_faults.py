@@ -26,8 +26,6 @@ EFFORT = replace(QUICK, around_s=1.5)
 NOISY_RECOVERY_S = 15.0
 LEAST = 200  # requests; on two quiet cores it is thousands
 IN_NAMESPACES = ("full_shared_memory", "full_disk")
-# Takes half a minute of waiting; the supervisor's part is in tests/server and test_serve.py.
-LEFT_OUT = {"hang_triton"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def bench(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [name for name in FAULTS if name not in LEFT_OUT])
+@pytest.mark.parametrize("name", FAULTS)
 def test_nothing_fails_and_no_vector_is_wrong(
     bench: Bench, name: str, measured: Callable[..., None]
 ) -> None:
