@@ -147,8 +147,8 @@ def frozen(scene: Scene, processes: list[psutil.Process]) -> None:
     try:
         scene.load.wait(scene.frozen_s)
     finally:
-        # Last first, as they depend on each other: a Triton that goes on a moment before its models'
-        # processes answers what it held with INTERNAL, which HAProxy does not see in gRPC.
+        # Last first, as they depend on each other: a Triton that goes on a moment before its
+        # models' processes answers what it held with INTERNAL, which HAProxy does not see in gRPC.
         for process in reversed(processes):
             if process.is_running():
                 process.resume()
