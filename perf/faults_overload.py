@@ -26,7 +26,7 @@ from deploy.stack import Stack
 from perf.faults_load import WRONG, GatewayRoad, Known, answered
 
 _TICK_S = 0.005
-_MOST_CONNECTIONS = 1300  # HAProxy is not asked for more than it lets in
+_MOST_CONNECTIONS = 1100  # HAProxy is not asked for more than it lets in
 _PEAK_CALLERS = 128
 _LAST_S = 5.0  # what was sent last is awaited for so long
 

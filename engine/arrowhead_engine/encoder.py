@@ -234,6 +234,10 @@ class Encoder:
         return 0
 
 
+# How configurations call the number of a network's layers.
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+
+
 def _sizes(kind: Architecture, raw: Mapping[str, Any], tensors: int) -> Config:
     """The network's sizes.
 
@@ -241,8 +245,9 @@ def _sizes(kind: Architecture, raw: Mapping[str, Any], tensors: int) -> Config:
         UnsupportedModel: they are none, or tell of more layers than the file has tensors: naming
             those that are missing would take for ever.
     """
-    for name, value in raw.items():
-        if "layer" in name and isinstance(value, int) and value > tensors:
+    for name in _LAYERS:
+        value = raw.get(name)
+        if isinstance(value, int) and value > tensors:
             raise UnsupportedModel(f"{name} is {value}; the file has {tensors} tensors in all")
     try:
         config: Config = kind.config(dict(raw))

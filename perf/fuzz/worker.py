@@ -135,6 +135,7 @@ def _by_coverage(test: Any, folder: Path, seconds: float, number: int) -> None:
             str(corpus),
             f"-max_total_time={max(1, round(seconds))}",
             f"-seed={number + 1}",
+            f"-artifact_prefix={folder}/",
             "-max_len=8192",
             "-len_control=0",
             "-rss_limit_mb=0",  # these two are looked at by `run`

@@ -49,7 +49,10 @@ def test_it_answers_on_while_it_drains_and_nothing_fails(server: Server) -> None
         may_connect.clear()  # as a balancer does that has seen it unready
         for caller in callers:
             caller.join()
-        process.wait(10)
+        try:
+            process.wait(10)
+        finally:
+            process.kill()
     assert set(counts) == {"200"}
     assert process.returncode == -signal.SIGTERM
     assert 2 <= time.monotonic() - began < 6

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -104,6 +105,40 @@ def test_haproxy_refuses_over_http(
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]
     assert _untouched(stack)
+
+
+@pytest.mark.parametrize("length", [2**32 + 100, 2**31 + 100])
+def test_a_length_beyond_haproxys_numbers_is_refused(stack: Stack, length: int) -> None:
+    host = stack.http_url.removeprefix("http://").partition(":")[0]
+    with socket.create_connection((host, 8000), timeout=10) as connection:
+        head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+        connection.sendall(head.encode())
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b" " * 300_000)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
+    assert _untouched(stack)
+
+
+def test_a_grpc_message_of_more_than_16_mib_is_refused(stack: Stack) -> None:
+    given = InferInput("text", [1, 1], "BYTES")
+    given.set_data_from_numpy(np.array([["a" * (1 << 24)]], dtype=np.object_))
+    with InferenceServerClient(stack.grpc_url.removeprefix("grpc://")) as client:
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("minilm", [given])
+        assert caught.value.status() == "StatusCode.PERMISSION_DENIED"
+        given.set_data_from_numpy(np.array([["a" * (1 << 20)]], dtype=np.object_))
+        assert client.infer("minilm", [given]).as_numpy("embeddings").shape == (1, 384)
+    assert _untouched(stack)
+
+
+def test_strangers_connections_leave_room_for_those_inside(stack: Stack) -> None:
+    host = stack.gateway_url.removeprefix("http://").partition(":")[0]
+    with contextlib.ExitStack() as idle:
+        for _ in range(1_250):
+            idle.enter_context(socket.create_connection((host, 8080), timeout=10))
+        assert httpx.get(f"{stack.haproxy_url}/ready", timeout=3).status_code == 200
+        with Client(stack.grpc_url) as client:
+            assert client.embed("a text").shape == (384,)
 
 
 def test_a_body_in_chunks_is_refused_before_it_is_read(stack: Stack) -> None:
@@ -379,7 +414,7 @@ def _processes(prefix: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if any(prefix in argument for argument in command) and "deploy.stack" not in command:
+        if any(f"{prefix}." in argument for argument in command) and "deploy.stack" not in command:
             found.append(process)
     return found
 
