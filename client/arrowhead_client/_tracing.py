@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Link, Span, SpanKind
 
 ENDPOINT, TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
-_FLUSH_MS = 2000
+_FLUSH_S = 2.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -36,14 +38,17 @@ def endpoint() -> str | None:
     return f"{base.rstrip('/')}/v1/traces" if base else None
 
 
-def start(service: str) -> None:
+def start(service: str) -> Callable[[], None]:
     """Sends this process's spans where the variables say, sampled as they say.
 
     Args:
         service: its name, unless OTEL_SERVICE_NAME has another.
+
+    Returns:
+        what to call at the end: sends what is not sent yet, within two seconds.
     """
     if endpoint() is None:
-        return
+        return _nothing
     try:
         from opentelemetry import trace
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -52,11 +57,25 @@ def start(service: str) -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         _LOG.warning("no traces, though %s is set: pip install 'arrowhead[otel]'", ENDPOINT)
-        return
+        return _nothing
     named = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: service}
-    provider = TracerProvider(resource=Resource.create(named))
+    # Its own end would wait for a collector that is away, for seconds a span.
+    provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+    return partial(_flush, provider)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _flush(provider: object) -> None:
+    """Bounded by a thread: the SDK's `force_flush` ignores its timeout."""
+    if hasattr(provider, "force_flush"):  # the SDK's
+        thread = threading.Thread(target=provider.force_flush, daemon=True)
+        thread.start()
+        thread.join(_FLUSH_S)
 
 
 def tracing() -> Tracing | None:
@@ -119,9 +138,7 @@ class Tracing:
 
     def flush(self) -> None:
         """Sends what is not sent yet, if that takes no longer than two seconds."""
-        provider = self._trace.get_tracer_provider()
-        if hasattr(provider, "force_flush"):  # the SDK's
-            provider.force_flush(_FLUSH_MS)
+        _flush(self._trace.get_tracer_provider())
 
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What tells a server of the current span (W3C traceparent), if it is sampled.

@@ -145,7 +145,8 @@ def main(context: click.Context) -> None:
     """  # noqa: D301 (click reads the character)
     if context.invoked_subcommand != "serve":  # Triton has spans, its supervisor has none
         is_gateway = context.invoked_subcommand == "gateway"
-        _tracing.start("arrowhead-gateway" if is_gateway else "arrowhead")
+        flush = _tracing.start("arrowhead-gateway" if is_gateway else "arrowhead")
+        context.call_on_close(flush)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-
 from arrowhead_conversion import pins
 from arrowhead_conversion.errors import BadKey, BadSignature, RegistryError
 from arrowhead_conversion.repository import CANDIDATE, PARTS, check_name, locked
-from arrowhead_conversion.settings import ONE_TEXT, scheduling
+from arrowhead_conversion.settings import WARMUP, scheduling
 
 SIGNATURE = "signature.json"  # in the version's folder of the encoder
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -282,7 +282,9 @@ def config_sha256(text: str, name: str) -> str:
     for parameter in list(config.parameters):
         if parameter in _OF_THE_VERSION or parameter.startswith("prompt."):
             del config.parameters[parameter]
-    warmups = [warmup for warmup in config.model_warmup if warmup.name != ONE_TEXT]
+    # As a name alone it would let in any other file, and any number of requests.
+    ours = text_format.Parse(WARMUP, ModelConfig()).model_warmup[0]
+    warmups = [warmup for warmup in config.model_warmup if warmup != ours]
     config.ClearField("model_warmup")
     config.model_warmup.extend(warmups)
     if config.ensemble_scheduling in [one.ensemble_scheduling for one in known]:
@@ -317,12 +319,11 @@ def _proved(repository: Path, key: SSlibKey, name: str, version: int) -> Stateme
     raw = read_signature(repository, name, version)
     try:
         envelope = Envelope.from_dict(json.loads(raw))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        envelope.verify([key], threshold=1)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadSignature(
             f"{path} is no signature ({error}); sign anew: {_how(name, version)}"
         ) from error
-    try:
-        envelope.verify([key], threshold=1)
     except VerificationError as error:
         signers = ", ".join(signer[:16] for signer in envelope.signatures) or "nobody"
         raise BadSignature(

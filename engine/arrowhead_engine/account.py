@@ -101,6 +101,7 @@ class Account:
         self._metrics: dict[Series, Metric] = {}
         self._batches: list[Batch] = []
         self._over = threading.Event()
+        self._has_failed = False
         self._logs_batches = bool(os.environ.get(BATCHES_VARIABLE))
         self._thread = threading.Thread(target=self._hand_on, name="account", daemon=True)
         self._thread.start()
@@ -155,8 +156,10 @@ class Account:
                     if number:
                         self._metrics[series].increment(number)
             except Exception as error:  # noqa: BLE001 (a Triton without metrics serves all the same)
-                self._line("warning", f"no metrics of batches: {error}", lambda: ())
-                return
+                # Those of this second are lost. The next may go: a full /dev/shm refuses them, too.
+                if not self._has_failed:
+                    self._line("warning", f"no metrics of batches: {error}", lambda: ())
+                self._has_failed = True
 
     def _metric(self, name: str, labels: Labels) -> Metric:
         if name not in self._families:

@@ -61,6 +61,12 @@ class Admission:
         except BadSignature as error:
             shutil.rmtree(copy, ignore_errors=True)
             raise NotSignedError(str(error)) from error
+        except OSError as error:  # the copy cannot be made: most likely no room is left
+            shutil.rmtree(copy, ignore_errors=True)
+            raise NotSignedError(
+                f"{pair[0]} version {pair[1]} cannot be copied to {self._folder} "
+                f"({error.strerror}); make room there, or set TMPDIR"
+            ) from error
         before = self._admitted.get(pair)
         self._admitted[pair] = copy, statement, signature
         if before is not None:

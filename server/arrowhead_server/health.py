@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,6 +106,7 @@ def _metrics(watched: Watched) -> tuple[int, str, bytes]:
 
 
 class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # of 5, a burst from anybody makes balancers wait
     daemon_threads = True  # a slow caller does not hold up our end
     block_on_close = False
 
@@ -113,6 +115,10 @@ class _Server(ThreadingHTTPServer):
     ) -> None:
         self.pages = pages
         super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        """As any server: HTTPServer would ask DNS for our name, and wait for its answer."""
+        socketserver.TCPServer.server_bind(self)
 
     def handle_error(self, request: object, client_address: object) -> None:
         # Mostly callers that hang up. The default prints a traceback for each.

@@ -92,6 +92,8 @@ class Pulse:
     def failures(self, models: Collection[EmbeddingModel] | None = None) -> dict[Part, str]:
         """Asks every model once, or these; what went wrong, by what failed."""
         failed: dict[Part, str] = {}
+        # Of what is served only: a version that is being proved says nothing of readiness.
+        is_of_all = models is None
         not_healthy: str | None = None
         for model in self.models if models is None else models:
             text = f"{PROBE_TEXT} {next(self._number)}"
@@ -100,7 +102,8 @@ class Pulse:
                 (model.tokenizer, ("input_ids", "length")),
                 (model.encoder, ("embeddings",)),
             ):
-                self._question = _Question((step, model.version), time.monotonic())
+                if is_of_all:
+                    self._question = _Question((step, model.version), time.monotonic())
                 try:
                     inputs = self._infer(step, model.version, inputs, wanted)
                 except ProbeError as error:
@@ -109,8 +112,10 @@ class Pulse:
                         not_healthy = f"the process of model '{step}' does not answer"
                     break
                 finally:
-                    self._question = None
-        self._not_healthy = not_healthy
+                    if is_of_all:
+                        self._question = None
+        if is_of_all:
+            self._not_healthy = not_healthy
         return failed
 
     @property

@@ -159,7 +159,8 @@ class Rollout:
     @property
     def models(self) -> tuple[EmbeddingModel, ...]:
         """What is served now."""
-        return tuple(self.state.serving[name] for name in sorted(self.state.serving))
+        serving = self.state.serving  # once: another thread may put a new state in its place
+        return tuple(serving[name] for name in sorted(serving))
 
     def live(self, state: State) -> set[Part]:
         """The parts whose end is a failure: all that have answered, and stay in `state`."""

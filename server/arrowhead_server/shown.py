@@ -67,7 +67,9 @@ class Shown:
         return self._folder
 
     def has(self, model: EmbeddingModel) -> bool:
-        """Whether the repository still holds what the model is made of."""
+        """Whether there still is what the model is made of."""
+        if self._admission is not None and model.pair in self._admission:
+            return model in self._taken_up  # copies of ours, whatever has become of the repository
         parts = [self._repository / part / str(model.version) for part in model.parts]
         return (self._repository / model.name / "config.pbtxt").is_file() and all(
             part.is_dir() for part in parts

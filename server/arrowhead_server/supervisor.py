@@ -127,6 +127,7 @@ class Server:
         self._drain_s = drain_s
         self._drained_at: float | None = None
         self._down_because = ""
+        self._ends_because = "it was asked to stop"
         self._is_up = False
         self._stopping = False
         self._ready_or_over = Event()
@@ -174,7 +175,7 @@ class Server:
         """What it is doing, and why it is not ready ("" if it is). May be called by any thread."""
         drained_at = self._drained_at
         if self._stopping:
-            return Condition.STOPPING, "it was asked to stop"
+            return Condition.STOPPING, self._ends_because
         if drained_at is not None:
             left_s = max(drained_at - time.monotonic(), 0.0)
             return Condition.DRAINING, f"it was asked to stop, and does in {left_s:.1f} s"
@@ -366,7 +367,10 @@ class Server:
                 if time.monotonic() >= next_look:
                     look = self._ask(looker, partial(rollout.look, pulse))
             elif look.done():
-                self._follow(look.result(), rollout, process, pulse)
+                if (error := look.exception()) is None:
+                    self._follow(look.result(), rollout, process, pulse)
+                else:  # whatever it is, what is served goes on
+                    LOGGER.error("the repository is not followed: %r", error)
                 if rollout.restart:
                     return rollout.restart
                 look, next_look = None, time.monotonic() + LOOK_INTERVAL_S
@@ -431,6 +435,8 @@ class Server:
     def _end(self) -> None:
         is_up, self._is_up = self._is_up, False
         is_asked_to = self._stopping or self._drained_at is not None
+        if not is_asked_to:
+            self._ends_because = "it did not come up, or not again"
         self._stopping = True
         if is_up and is_asked_to and self._process is not None:
             self._process.end_gracefully(triton.EXIT_TIMEOUT_S)

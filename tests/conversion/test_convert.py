@@ -335,7 +335,7 @@ def too_large_for_float16(model: Path) -> None:
         (flag("max_seq_length", "sentence_bert_config.json", 48.5), UnsupportedSource, "is 48.5"),
         (flag("max_seq_length", "sentence_bert_config.json", True), UnsupportedSource, "is True"),
         (flag("pooling_mode", "1_Pooling/config.json", [[1]]), UnsupportedSource, "pooling"),
-        (flag("pad_token_id", "config.json", "x"), UnsupportedSource, "cannot load it"),
+        (flag("pad_token_id", "config.json", "x"), UnsupportedModel, "pad_token_id is 'x'"),
         (no_heads, UnsupportedModel, "num_attention_heads is 0"),
         (more_ids_than_embeddings, UnsupportedSource, "gives ids up to 30522, its network knows"),
         (no_pickle_at_all, BadWeights, "cannot be read as tensors alone"),

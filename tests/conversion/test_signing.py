@@ -63,6 +63,21 @@ def test_every_file_of_the_version_is_signed(signed: Path, public_key: Path) -> 
     assert statement.configurations.keys() == {"minilm", "minilm_encoder", "minilm_tokenizer"}
 
 
+def test_no_warm_up_comes_in_under_the_name_of_ours(signed: Path, public_key: Path) -> None:
+    path = signed / "minilm_encoder" / "config.pbtxt"
+    before = path.read_text()
+    path.write_text(f"{before}{settings.WARMUP}")  # as `configure --fused` has it
+    check(signed, public_key)
+    path.write_text(
+        f"{before}{settings.WARMUP.replace('batch_size: 1', 'batch_size: 1 count: 4000000000')}"
+    )
+    try:
+        with pytest.raises(signing.BadSignature, match=r"config\.pbtxt"):
+            check(signed, public_key)
+    finally:
+        path.write_text(before)
+
+
 def test_the_private_key_is_for_its_owner_alone(key: Path, public_key: Path) -> None:
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert b"PRIVATE" not in public_key.read_bytes()

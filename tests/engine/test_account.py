@@ -118,5 +118,27 @@ def test_without_metrics_it_says_so_once(capsys: pytest.CaptureFixture[str]) -> 
 
     account = Account("minilm_encoder", "3", none)
     batch(account)
+    time.sleep(1.5 * PERIOD_S)
+    batch(account)
     account.close()
-    assert "no metrics of batches: metrics are off" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("no metrics of batches: metrics are off") == 1
+
+
+def test_after_an_error_the_next_batches_are_counted_and_none_is_kept(
+    kept: dict[tuple[str, str], float],
+) -> None:
+    fails = [True]
+
+    def full(*, name: str, description: str) -> Family:
+        if fails[0]:
+            raise RuntimeError("no room in shared memory")
+        return Family(name, description)
+
+    account = Account("minilm_encoder", "3", full)
+    batch(account)
+    time.sleep(1.5 * PERIOD_S)
+    assert account._batches == []
+    fails[0] = False
+    batch(account)
+    account.close()
+    assert kept["batches_total", ""] == 1

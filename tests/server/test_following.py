@@ -80,6 +80,24 @@ def test_a_version_that_does_not_work_is_refused(
     assert server.restarts == []
 
 
+def test_a_version_that_ends_its_process_leaves_the_server_ready(
+    repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    states: list[tuple[int, str]] = []
+
+    def is_refused() -> bool:
+        states.append(tools.ask(server.address.health_port, "GET", "/ready"))
+        return "toy version 2 is refused" in caplog.text
+
+    write_version(repository, 2, "os._exit(1) or ids.sum")
+    pin(repository, 2)
+    tools.wait_until(is_refused, "the refusal")
+    assert set(states) == {(200, '{"state": "ready"}')}
+    assert len(states) > 100
+    assert value(server, tools, "b") == 98
+    assert server.restarts == []
+
+
 def test_a_repository_that_cannot_be_read_changes_nothing(
     repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

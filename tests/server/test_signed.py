@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,6 +150,8 @@ def test_a_forged_statement_is_refused(signed: Path, public_key: Path) -> None:
         ("{}", "is no signature"),
         ("[1]", "is no signature"),
         ('{"payload": "", "payloadType": "x", "signatures": [1]}', "is no signature"),
+        ('{"payload": "", "payloadType": 4, "signatures": []}', "is no signature"),
+        ("[" * 100_000, "is no signature"),
         (path.read_text().replace("in-toto+json", "other"), "or was changed"),
         (path.read_text().replace('"payload": "ey', '"payload": "fy'), "or was changed"),
     ):
@@ -241,6 +244,29 @@ def test_a_version_goes_live_once_it_is_signed(
     tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
     assert caplog.text.count("is refused") == 1
     assert server.restarts == []
+
+
+@pytest.mark.parametrize(
+    "forged", ["[" * 100_000, '{"payload": "", "payloadType": 4, "signatures": []}']
+)
+def test_a_forged_signature_does_not_end_a_running_server(
+    signed: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture, forged: str
+) -> None:
+    write_version(signed, 2, "2 * ids.sum")
+    signing.signature_path(signed, "toy", 2).write_text(forged)
+    pin(signed, 2)
+    tools.wait_until(lambda: "toy version 2 is refused" in caplog.text, "the refusal")
+    assert value(server, tools, "b") == 98
+    assert server.restarts == []
+
+
+def test_what_was_served_comes_back_though_its_files_are_gone(
+    signed: Path, server: Server, tools: Any
+) -> None:
+    shutil.rmtree(signed / "toy_encoder" / "1")
+    os.kill(server.pid, signal.SIGKILL)
+    tools.wait_until(lambda: server.restarts, "the restart")
+    assert value(server, tools, "b") == 98
 
 
 def test_a_changed_version_never_goes_live(

@@ -15,15 +15,16 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
         super().__init__(config)
         self._drain_s = drain_s
-        self._is_draining = False
+        self._timer: threading.Timer | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal."""
-        if self._is_draining or not self._drain_s:
+        if self._timer is not None or not self._drain_s:
+            if self._timer is not None:
+                self._timer.cancel()  # a third one would cut what is under way
             super().handle_exit(sig, frame)
             return
-        self._is_draining = True
         self.config.app.state.draining = True  # type: ignore[union-attr]  # it is a FastAPI
-        timer = threading.Timer(self._drain_s, super().handle_exit, (sig, None))
-        timer.daemon = True  # a second signal ends the wait
-        timer.start()
+        self._timer = threading.Timer(self._drain_s, super().handle_exit, (sig, None))
+        self._timer.daemon = True  # a second signal ends the wait
+        self._timer.start()
