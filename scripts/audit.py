@@ -131,14 +131,15 @@ def install_faults(installed: Iterable[Distribution], pinned: Iterable[Requireme
 def licence(one: Distribution) -> str:
     """A distribution's licence as an SPDX expression; "" where it names none that is known."""
     told = one.metadata
-    if told["License-Expression"]:
-        return str(told["License-Expression"])
+    # Not by []: a reader that a library has put in Python's place raises where nothing is told.
+    if expression := told.get("License-Expression"):
+        return str(expression)
     classified = [
         line.rpartition(" :: ")[2]
         for line in told.get_all("Classifier") or []
         if line.startswith("License :: ") and line != "License :: OSI Approved"
     ]
-    names = classified or [(told["License"] or "").strip().partition("\n")[0]]
+    names = classified or [(told.get("License") or "").strip().partition("\n")[0]]
     # Several classifiers are several licences that all hold, or a choice: the stricter reading.
     return " AND ".join(filter(None, (SPDX.get(name, name) for name in names)))
 

@@ -8,11 +8,12 @@ where they go, and ours go there too; our commands call `start`. No span holds a
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -63,7 +64,9 @@ def start(service: str) -> Callable[[], None]:
     provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
-    return partial(_flush, provider)
+    flush = partial(_flush, provider)
+    atexit.register(flush)
+    return flush
 
 
 def _nothing() -> None:
@@ -74,8 +77,9 @@ def _flush(provider: object) -> None:
     """Bounded by a thread: the SDK's `force_flush` ignores its timeout."""
     if hasattr(provider, "force_flush"):  # the SDK's
         thread = threading.Thread(target=provider.force_flush, daemon=True)
-        thread.start()
-        thread.join(_FLUSH_S)
+        with suppress(RuntimeError):  # from Python 3.12 on, none begins once the program has ended
+            thread.start()
+            thread.join(_FLUSH_S)
 
 
 def tracing() -> Tracing | None:

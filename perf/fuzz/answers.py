@@ -316,9 +316,9 @@ class _CannedGrpc(GrpcTransport):
     def __init__(self, config: Any, metadata: Any, answer: Any) -> None:
         super().__init__("grpc://127.0.0.1:9")
         self._stub = SimpleNamespace(
-            ModelInfer=lambda request, timeout: answer,
-            ModelConfig=lambda request, timeout: config,
-            ModelMetadata=lambda request, timeout: metadata,
+            ModelInfer=lambda request, **how: answer,
+            ModelConfig=lambda request, **how: config,
+            ModelMetadata=lambda request, **how: metadata,
         )
 
 

@@ -295,6 +295,7 @@ def test_the_callers_own_trace_goes_on_if_it_is_sampled(stack: Stack) -> None:
         assert answer.status_code == 200
     sampled = f"{11:032x}"
     wait_until(lambda: "compute" in by_name(stack.otlp.of(sampled)), "Triton's spans")
+    wait_until(lambda: "POST /embed" in by_name(stack.otlp.of(sampled)), "the gateway's span")
     assert by_name(stack.otlp.of(sampled))["POST /embed"].parent == PARENT
     assert stack.otlp.of(f"{10:032x}") == []
     # What nobody traces, Triton does not either: not the probes of each second.

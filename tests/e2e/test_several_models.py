@@ -100,6 +100,8 @@ def test_models_come_and_go_beside_minilm(
     with Client(server.grpc_url, model="mpnet") as client:
         for number in range(7):
             client.embed(f"for mpnet alone {number}")
+    # Triton counts a request a moment after it was answered.
+    wait_until(lambda: counts(server)["mpnet"] - before["mpnet"] >= 7, "the counts")
     after = counts(server)
     assert after["mpnet"] - before["mpnet"] == 7
     assert after["minilm"] == before["minilm"]
