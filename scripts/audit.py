@@ -19,7 +19,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import Distribution, PackageMetadata, distributions
 from pathlib import Path
 from typing import Any
 
@@ -128,18 +128,22 @@ def install_faults(installed: Iterable[Distribution], pinned: Iterable[Requireme
     return faults
 
 
+def _field(told: PackageMetadata, name: str) -> str:
+    # A reader that a library has put in Python's place raises where nothing is told.
+    return str((told.get_all(name) or [""])[0])
+
+
 def licence(one: Distribution) -> str:
     """A distribution's licence as an SPDX expression; "" where it names none that is known."""
     told = one.metadata
-    # Not by []: a reader that a library has put in Python's place raises where nothing is told.
-    if expression := told.get("License-Expression"):
-        return str(expression)
+    if expression := _field(told, "License-Expression"):
+        return expression
     classified = [
         line.rpartition(" :: ")[2]
         for line in told.get_all("Classifier") or []
         if line.startswith("License :: ") and line != "License :: OSI Approved"
     ]
-    names = classified or [(told.get("License") or "").strip().partition("\n")[0]]
+    names = classified or [_field(told, "License").strip().partition("\n")[0]]
     # Several classifiers are several licences that all hold, or a choice: the stricter reading.
     return " AND ".join(filter(None, (SPDX.get(name, name) for name in names)))
 
