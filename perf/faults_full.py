@@ -44,7 +44,7 @@ def full_shared_memory(scene: Scene) -> None:
     """The /dev/shm of one Triton is full: the Python backend's memory grows no more."""
     command = ["sh", "-c", _SERVE, "sh", str(_SHM_MB), "/dev/shm"]  # noqa: S108
     with _in_place(scene, command, scene.repository) as server:
-        filler = Path(f"/proc/{server.pid}/root/dev/shm/filler")
+        filler = Path("/proc", str(server.pid), "root", "dev", "shm", "filler")
         scene.step()
         _fill(filler)
         said = _large(scene)
