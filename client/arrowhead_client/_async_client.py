@@ -129,7 +129,7 @@ class AsyncClient:
         ids = encode_ids(input_ids)
         with embedding(self._tracing, self.model, request_id):
             some = self._settings.id_requests(ids, served or await self._config())
-            requests = self._carrying(some, request_id)
+            requests = carrying(some, request_id, self._tracing)
             return writable(await self._gathered(requests, options, lambda done: None))
 
     async def embed_arrow(
@@ -178,7 +178,7 @@ class AsyncClient:
         """See `Client.count_tokens`."""
         prefix = await self._prefix(Options(prompt, prompt_name))
         some = self._settings.token_requests(encode_texts(texts, prefix))
-        requests = self._carrying(some, request_id)
+        requests = carrying(some, request_id, self._tracing)
         rows = TokenRows(requests)
         async with aclosing(self._answers(requests)) as answers:
             async for index, answer in answers:
@@ -196,7 +196,7 @@ class AsyncClient:
         """See `Client.tokenize`."""
         prefix = await self._prefix(Options(prompt, prompt_name))
         some = self._settings.tokenize_requests(encode_texts(texts, prefix))
-        requests = self._carrying(some, request_id)
+        requests = carrying(some, request_id, self._tracing)
         found: dict[int, list[Tokenized]] = {}
         async with aclosing(self._answers(requests)) as answers:
             async for index, answer in answers:
@@ -280,13 +280,10 @@ class AsyncClient:
             prefix = await self._prefix(options)
             fitting = await self._fitting(texts, prefix, options.truncate, request_id)
             encoded = encode_texts(fitting, prefix)
-            requests = self._carrying(self._settings.embed_requests(encoded), request_id)
+            some = self._settings.embed_requests(encoded)
+            requests = carrying(some, request_id, self._tracing)
             with progress_bar(encoded, requests, progress) as bar:
                 return await self._gathered(requests, options, bar.update)
-
-    def _carrying(self, requests: list[Request], request_id: str | None) -> list[Request]:
-        headers = () if self._tracing is None else self._tracing.headers()
-        return carrying(requests, request_id, headers)
 
     async def _fitting(
         self, texts: Texts, prefix: str | None, truncate: Truncate, request_id: str | None

@@ -179,7 +179,7 @@ class Client:
         ids = encode_ids(input_ids)
         with embedding(self._tracing, self.model, request_id):
             some = self._settings.id_requests(ids, served or self._config())
-            requests = self._carrying(some, request_id)
+            requests = carrying(some, request_id, self._tracing)
             return writable(self._gathered(requests, options, lambda done: None))
 
     def embed_arrow(
@@ -258,7 +258,7 @@ class Client:
         """
         prefix = self._prefix(Options(prompt, prompt_name))
         some = self._settings.token_requests(encode_texts(texts, prefix))
-        requests = self._carrying(some, request_id)
+        requests = carrying(some, request_id, self._tracing)
         rows = TokenRows(requests)
         with closing(self._answers(requests)) as answers:
             for index, answer in answers:
@@ -281,7 +281,7 @@ class Client:
         """
         prefix = self._prefix(Options(prompt, prompt_name))
         some = self._settings.tokenize_requests(encode_texts(texts, prefix))
-        requests = self._carrying(some, request_id)
+        requests = carrying(some, request_id, self._tracing)
         found: dict[int, list[Tokenized]] = {}
         with closing(self._answers(requests)) as answers:
             for index, answer in answers:
@@ -384,13 +384,10 @@ class Client:
             prefix = self._prefix(options)
             fitting = self._fitting(texts, prefix, options.truncate, request_id)
             encoded = encode_texts(fitting, prefix)
-            requests = self._carrying(self._settings.embed_requests(encoded), request_id)
+            some = self._settings.embed_requests(encoded)
+            requests = carrying(some, request_id, self._tracing)
             with progress_bar(encoded, requests, progress) as bar:
                 return self._gathered(requests, options, bar.update)
-
-    def _carrying(self, requests: list[Request], request_id: str | None) -> list[Request]:
-        headers = () if self._tracing is None else self._tracing.headers()
-        return carrying(requests, request_id, headers)
 
     def _fitting(
         self, texts: Texts, prefix: str | None, truncate: Truncate, request_id: str | None

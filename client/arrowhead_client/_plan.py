@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from tqdm import tqdm
 
+    from arrowhead_client._tracing import Tracing
+
 MAX_BATCH_SIZE = 100  # the served model's max_batch_size: Triton refuses more
 CANDIDATE = "_candidate"  # what follows a model's name where its next version is on trial
 TOKEN_OUTPUTS = ("input_ids", "length", "truncated", "tokens", "offsets")
@@ -290,13 +292,14 @@ def is_request_id(value: object) -> bool:
 
 
 def carrying(
-    requests: list[Request], request_id: str | None, headers: tuple[tuple[str, str], ...] = ()
+    requests: list[Request], request_id: str | None, tracing: Tracing | None
 ) -> list[Request]:
-    """The requests with an id, of which each has the same, and with headers.
+    """The requests with an id, of which each has the same, and with what tells of the span.
 
     Raises:
         InvalidInput: the id is none.
     """
+    headers = () if tracing is None else tracing.headers()
     if request_id is None and not headers:
         return requests
     # Several are sent as one where those who ask wait for the same.

@@ -210,6 +210,11 @@ def replace(path: Path, text: str) -> None:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
     _parse(path, text)
+    put(path, text)
+
+
+def put(path: Path, text: str) -> None:
+    """Writes the file whole: who reads it meanwhile has what was there before, or all of this."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")

@@ -186,7 +186,7 @@ def sign(
         envelope = Envelope(statement.payload(), PAYLOAD_TYPE, {})
         made = envelope.sign(signer)
         text = json.dumps(envelope.to_dict(), indent=2) + "\n"
-        _replace(signature_path(repository, name, version), text)
+        pins.put(signature_path(repository, name, version), text)
         return version, made.keyid
 
 
@@ -450,12 +450,3 @@ def _write_new(path: Path, raw: bytes, mode: int) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(handle, "wb") as file:
         file.write(raw)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

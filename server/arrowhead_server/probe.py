@@ -73,7 +73,7 @@ class Pulse:
         self._timeout_s = timeout_s
         self._suspects: dict[Part, _Suspect] = {}
         self._question: _Question | None = None
-        self._not_healthy: str | None = None
+        self._not_healthy: str | None = None  # a part whose process did not answer Triton
         self._silences = 0
         self._number = itertools.count()
 
@@ -92,9 +92,6 @@ class Pulse:
     def failures(self, models: Collection[EmbeddingModel] | None = None) -> dict[Part, str]:
         """Asks every model once, or these; what went wrong, by what failed."""
         failed: dict[Part, str] = {}
-        # Of what is served only: a version that is being proved says nothing of readiness.
-        is_of_all = models is None
-        not_healthy: str | None = None
         for model in self.models if models is None else models:
             text = f"{PROBE_TEXT} {next(self._number)}"
             inputs = [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": [text]}]
@@ -102,20 +99,16 @@ class Pulse:
                 (model.tokenizer, ("input_ids", "length")),
                 (model.encoder, ("embeddings",)),
             ):
-                if is_of_all:
+                if models is None:  # a version that is being proved says nothing of readiness
                     self._question = _Question((step, model.version), time.monotonic())
                 try:
                     inputs = self._infer(step, model.version, inputs, wanted)
                 except ProbeError as error:
                     failed[step, model.version] = str(error)
-                    if _NOT_HEALTHY in str(error):
-                        not_healthy = f"the process of model '{step}' does not answer"
                     break
                 finally:
-                    if is_of_all:
+                    if models is None:
                         self._question = None
-        if is_of_all:
-            self._not_healthy = not_healthy
         return failed
 
     @property
@@ -131,8 +124,8 @@ class Pulse:
         """
         if not self._is_ok("/v2/health/ready", _READY_TIMEOUT_S):
             return f"Triton did not answer within {_READY_TIMEOUT_S:g} s"
-        if (not_healthy := self._not_healthy) is not None:
-            return not_healthy
+        if (part := self._not_healthy) is not None:
+            return f"the process of model '{part}' does not answer"
         question = self._question
         if question is None or time.monotonic() - question.since < _LOOKED_AT_AFTER_S:
             return None
@@ -158,6 +151,8 @@ class Pulse:
             is_frozen = self._silences >= FAILURES_IN_A_ROW
             return f"Triton did not answer {times}" if is_frozen else None
         failed = self.failures()
+        dead = (part for (part, _), error in failed.items() if _NOT_HEALTHY in error)
+        self._not_healthy = next(dead, None)
         successes = (self._success_counts("/v2/models/stats") or {}) if failed else {}
         suspects: dict[Part, _Suspect] = {}
         for part, error in failed.items():

@@ -19,12 +19,12 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal."""
-        if self._timer is not None or not self._drain_s:
-            if self._timer is not None:
-                self._timer.cancel()  # a third one would cut what is under way
-            super().handle_exit(sig, frame)
+        if self._timer is None and self._drain_s:
+            self.config.app.state.draining = True  # type: ignore[union-attr]  # it is a FastAPI
+            self._timer = threading.Timer(self._drain_s, super().handle_exit, (sig, None))
+            self._timer.daemon = True  # a second signal ends the wait
+            self._timer.start()
             return
-        self.config.app.state.draining = True  # type: ignore[union-attr]  # it is a FastAPI
-        self._timer = threading.Timer(self._drain_s, super().handle_exit, (sig, None))
-        self._timer.daemon = True  # a second signal ends the wait
-        self._timer.start()
+        if self._timer is not None:
+            self._timer.cancel()  # a third one would cut what is under way
+        super().handle_exit(sig, frame)
