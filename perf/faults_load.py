@@ -22,10 +22,8 @@ import numpy as np
 import orjson
 
 from arrowhead_client import ArrowheadError, AsyncClient
-from arrowhead_engine.encoder import Encoder
-from arrowhead_engine.tokenizer import Tokenizer
 from deploy.stack import Stack
-from perf.server import MODEL
+from perf.quality import engine_vectors
 from perf.stats import Vectors
 from perf.texts import Texts
 
@@ -43,13 +41,7 @@ class Known:
     def __init__(self, repository: Path, versions: Sequence[int]) -> None:
         source = Texts(seed=60)
         self.texts = [source.of_words(4, 24) for _ in range(_DIFFERENT)]
-        self.vectors = {version: self._embedded(repository, version) for version in versions}
-
-    def _embedded(self, repository: Path, version: int) -> Vectors:
-        tokens = Tokenizer.open(repository / f"{MODEL}_tokenizer" / str(version))(self.texts)
-        weights = repository / f"{MODEL}_encoder" / str(version) / "weights.parquet"
-        encoder = Encoder.open(weights)
-        return encoder.embed(encoder.check(tokens.input_ids, tokens.length))
+        self.vectors = {one: engine_vectors(repository, one, self.texts) for one in versions}
 
     def version(self, places: Sequence[int], met: Vectors) -> int:
         """Whose vectors these are, all of them; 0 if they are of no version, or of several."""

@@ -3,10 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from arrowhead_client.measures import cosines
+from arrowhead_engine.encoder import Encoder
+from arrowhead_engine.tokenizer import Tokenizer
+from perf.server import MODEL
 from perf.stats import Vectors
+
+
+def engine_vectors(repository: Path, version: int, texts: Sequence[str]) -> Vectors:
+    """The right vectors [N, D] of a version of MiniLM, by the engine in this process."""
+    tokens = Tokenizer.open(repository / f"{MODEL}_tokenizer" / str(version))(texts)
+    encoder = Encoder.open(repository / f"{MODEL}_encoder" / str(version) / "weights.parquet")
+    vectors: Vectors = encoder.embed(encoder.check(tokens.input_ids, tokens.length))
+    return vectors
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,10 @@ import orjson
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from arrowhead_client import ArrowheadError, AsyncClient
-from arrowhead_engine.encoder import Encoder
-from arrowhead_engine.tokenizer import Tokenizer
 from arrowhead_server.gateway.asking import MOST_TEXTS
 from deploy.stack import Stack
 from perf.profile_server import zipf_ranks
+from perf.quality import engine_vectors
 from perf.server import MODEL
 from perf.stats import Vectors
 from perf.texts import Texts
@@ -109,11 +108,7 @@ class Known:
         texts = Texts(seed=61)
         self._short = [texts.of_words(3, 20) for _ in range(_SHORT)]
         self._long = [texts.of_words(100, 400) for _ in range(_LONG)]  # some are cut
-        every = self._short + self._long
-        tokens = Tokenizer.open(repository / f"{MODEL}_tokenizer" / str(version))(every)
-        weights = repository / f"{MODEL}_encoder" / str(version) / "weights.parquet"
-        encoder = Encoder.open(weights)
-        self._vectors = encoder.embed(encoder.check(tokens.input_ids, tokens.length))
+        self._vectors = engine_vectors(repository, version, self._short + self._long)
         self._rng = np.random.default_rng(62)
         self._ranks = zipf_ranks(_AGAIN, 1.0, 100_000, seed=63)
         self._given = _AGAIN

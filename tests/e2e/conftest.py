@@ -14,10 +14,9 @@ import numpy.typing as npt
 import pytest
 
 from arrowhead_client import Client
-from arrowhead_engine.encoder import Encoder
-from arrowhead_engine.tokenizer import Tokenizer
 from arrowhead_server.supervisor import Server, running_server
 from deploy.stack import Stack
+from perf.quality import engine_vectors
 
 from . import stacks
 
@@ -79,9 +78,7 @@ def stack(minilm_repository: Path) -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def wanted(minilm_repository: Path) -> npt.NDArray[np.float32]:
     """The vectors of `TEXTS`, by the engine in this process."""
-    tokens = Tokenizer.open(minilm_repository / "minilm_tokenizer" / "1")(TEXTS)
-    encoder = Encoder.open(minilm_repository / "minilm_encoder" / "1" / "weights.parquet")
-    return encoder.embed(encoder.check(tokens.input_ids, tokens.length))
+    return engine_vectors(minilm_repository, 1, TEXTS)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from arrowhead_client.cli import main
 from arrowhead_conversion import pins
 from arrowhead_conversion.convert import convert
 from arrowhead_server.supervisor import Server, running_server
-from perf.faults import tuned as changed
+from perf.copies import tuned as changed
 
 from .conftest import wait_until
 from .gateways import started, stopped
