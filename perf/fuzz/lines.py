@@ -170,26 +170,21 @@ _SCRIPTS = st.builds(
 )
 
 
-class HostileServer:
-    """Plays the script of the moment to every connection."""
+class Listener:
+    """Takes connections on a free port of loopback, and gives each to `met`, in one thread."""
 
     def __init__(self) -> None:
-        self.script = Script("http", (), False, "close")
-        self._over = threading.Event()
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = self._listening.getsockname()[1]
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
-    def play(self, script: Script) -> None:
-        """What new connections meet; those of the script before end."""
-        self._over.set()
-        self._over = threading.Event()
-        self.script = script
+    def met(self, line: socket.socket) -> None:
+        """What becomes of a connection; must not take long."""
+        raise NotImplementedError
 
     def stop(self) -> None:
         """No more connections."""
-        self._over.set()
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
@@ -201,9 +196,33 @@ class HostileServer:
                 line, _ = self._listening.accept()
             except OSError:
                 return
-            threading.Thread(
-                target=self._answer, args=(line, self.script, self._over), daemon=True
-            ).start()
+            self.met(line)
+
+
+class HostileServer(Listener):
+    """Plays the script of the moment to every connection."""
+
+    def __init__(self) -> None:
+        self.script = Script("http", (), False, "close")
+        self._over = threading.Event()
+        super().__init__()
+
+    def play(self, script: Script) -> None:
+        """What new connections meet; those of the script before end."""
+        self._over.set()
+        self._over = threading.Event()
+        self.script = script
+
+    def stop(self) -> None:
+        """Those that are there end, and no more come."""
+        self._over.set()
+        super().stop()
+
+    def met(self, line: socket.socket) -> None:
+        """Plays to it, beside the others."""
+        threading.Thread(
+            target=self._answer, args=(line, self.script, self._over), daemon=True
+        ).start()
 
     def _answer(self, line: socket.socket, script: Script, over: threading.Event) -> None:
         with line, suppress(OSError):

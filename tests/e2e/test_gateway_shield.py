@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from arrowhead_server.supervisor import Server
+from perf.fuzz.lines import Listener
 
 from .gateways import started, stopped
 
@@ -38,39 +39,23 @@ DIALECTS = {
 }
 
 
-class Relay:
+class Relay(Listener):
     """Passes connections on to Triton's HTTP port, and keeps what was sent there."""
 
     def __init__(self, port: int) -> None:
         self.sent = bytearray()
-        self._port, self._lock = port, threading.Lock()
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
-        self._thread = threading.Thread(target=self._accept)
-        self._thread.start()
+        self._triton, self._lock = port, threading.Lock()
+        super().__init__()
 
     def asked(self) -> int:
         """How often the model was, until now; its tokenizer is looked at now and then."""
         with self._lock:
             return len(re.findall(rb"POST /v2/models/minilm(?:_encoder)?/", self.sent))
 
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
-        self._thread.join()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                here, _ = self._listening.accept()
-            except OSError:
-                return
-            there = socket.create_connection(("127.0.0.1", self._port))
-            for source, target, kept in ((here, there, True), (there, here, False)):
-                threading.Thread(
-                    target=self._pass, args=(source, target, kept), daemon=True
-                ).start()
+    def met(self, line: socket.socket) -> None:
+        there = socket.create_connection(("127.0.0.1", self._triton))
+        for source, target, kept in ((line, there, True), (there, line, False)):
+            threading.Thread(target=self._pass, args=(source, target, kept), daemon=True).start()
 
     def _pass(self, source: socket.socket, target: socket.socket, kept: bool) -> None:
         with source, suppress(OSError):
@@ -86,7 +71,7 @@ class Relay:
 def relay(server: Server) -> Iterator[Relay]:
     relay = Relay(int(server.http_url.rpartition(":")[2]))
     yield relay
-    relay.close()
+    relay.stop()
 
 
 @pytest.fixture(scope="module")
