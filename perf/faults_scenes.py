@@ -94,20 +94,20 @@ def kill_server(scene: Scene) -> None:
 
 def kill_encoder(scene: Scene) -> None:
     """The process of the encoder of one Triton dies."""
-    process = stub(scene.stack, "triton2", f"{MODEL}_encoder")
-    scene.step()
-    process.kill()
-    scene.left("triton2")
-    scene.whole("triton2")
+    _kill_model(scene, "triton2", f"{MODEL}_encoder")
 
 
 def kill_tokenizer(scene: Scene) -> None:
     """The process of the tokenizer of one Triton dies."""
-    process = stub(scene.stack, "triton3", f"{MODEL}_tokenizer")
+    _kill_model(scene, "triton3", f"{MODEL}_tokenizer")
+
+
+def _kill_model(scene: Scene, name: str, model: str) -> None:
+    process = stub(scene.stack, name, model)
     scene.step()
     process.kill()
-    scene.left("triton3")
-    scene.whole("triton3")
+    scene.left(name)
+    scene.whole(name)
 
 
 def freeze_triton(scene: Scene) -> None:

@@ -181,21 +181,23 @@ def test_an_id_comes_back_in_every_answer(stack: Stack) -> None:
     assert line["caller"] == "key:alice"
 
 
-def test_what_is_asked_as_one_has_the_ids_of_all(stack: Stack) -> None:
-    async def all_at_once() -> None:
+def ask_at_once(stack: Stack, what: str, headers: list[dict[str, str]]) -> None:
+    """A request of one new text with each of these headers, all at the same moment."""
+
+    async def asked() -> None:
         async with httpx.AsyncClient(base_url=stack.bare) as http:
             await asyncio.gather(
                 *(
-                    http.post(
-                        "/embed",
-                        json={"inputs": f"{SENTINEL} together {number}"},
-                        headers={"X-Request-Id": f"together-{number}"},
-                    )
-                    for number in range(24)
+                    http.post("/embed", json={"inputs": f"{SENTINEL} {what} {n}"}, headers=some)
+                    for n, some in enumerate(headers)
                 )
             )
 
-    asyncio.run(all_at_once())
+    asyncio.run(asked())
+
+
+def test_what_is_asked_as_one_has_the_ids_of_all(stack: Stack) -> None:
+    ask_at_once(stack, "together", [{"X-Request-Id": f"together-{n}"} for n in range(24)])
     wanted = {f"together-{number}" for number in range(24)}
 
     def told() -> set[str]:
@@ -304,21 +306,8 @@ def test_the_callers_own_trace_goes_on_if_it_is_sampled(stack: Stack) -> None:
 
 
 def test_requests_that_are_asked_as_one_are_linked(stack: Stack) -> None:
-    async def all_at_once() -> None:
-        async with httpx.AsyncClient(base_url=stack.bare) as http:
-            await asyncio.gather(
-                *(
-                    http.post(
-                        "/embed",
-                        json={"inputs": f"{SENTINEL} linked {number}"},
-                        headers={"traceparent": f"00-{number + 100:032x}-{PARENT}-01"},
-                    )
-                    for number in range(24)
-                )
-            )
-
-    asyncio.run(all_at_once())
-    traces = {f"{number + 100:032x}" for number in range(24)}
+    traces = [f"{number + 100:032x}" for number in range(24)]
+    ask_at_once(stack, "linked", [{"traceparent": f"00-{one}-{PARENT}-01"} for one in traces])
 
     def asked() -> list[Span]:
         return [span for span in stack.otlp.spans if span.name == "ask" and span.trace in traces]

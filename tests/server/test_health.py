@@ -198,18 +198,24 @@ def test_a_busy_model_stays_ready(make_repository: MakeRepository, tools: Any) -
                 thread.join()
 
 
-def test_it_answers_on_while_it_drains_and_then_ends(
-    make_repository: MakeRepository, serve: Serve, tools: Any
-) -> None:
-    address = free_address()
-    process = serve(make_repository(), address, "--drain", "2")
+def begin_drain(process: subprocess.Popen[str], address: Address, tools: Any) -> float:
+    """Asks a server to stop once it is ready; when that was. Returns while it drains."""
     assert process.stdout is not None
-    for _ in range(6):
+    for _ in range(6):  # what it prints when it is ready
         process.stdout.readline()
     assert state(address, tools) == (200, "ready")
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     tools.wait_until(lambda: state(address, tools) == (503, "draining"), "the drain")
+    return began
+
+
+def test_it_answers_on_while_it_drains_and_then_ends(
+    make_repository: MakeRepository, serve: Serve, tools: Any
+) -> None:
+    address = free_address()
+    process = serve(make_repository(), address, "--drain", "2")
+    began = begin_drain(process, address, tools)
     answered = 0
     while time.monotonic() - began < 1.8:
         answered += 1
@@ -225,11 +231,7 @@ def test_a_second_signal_ends_the_drain(
 ) -> None:
     address = free_address()
     process = serve(make_repository(), address, "--drain", "60")
-    assert process.stdout is not None
-    for _ in range(6):
-        process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
-    tools.wait_until(lambda: state(address, tools) == (503, "draining"), "the drain")
+    begin_drain(process, address, tools)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=8) == 0
 
