@@ -91,11 +91,15 @@ class Account:
         model: the name of the model.
         version: of the model.
         family: makes counters of a name.
+        instance: which of the model's processes this is; its counters are its own. Triton counts
+            the users of a counter for each process apart, so the end of one may take a shared
+            counter away from the others. Empty, as of a `model.py` converted before: shared.
     """
 
-    def __init__(self, model: str, version: str, family: NewFamily) -> None:
+    def __init__(self, model: str, version: str, family: NewFamily, instance: str = "") -> None:
         self._model = model
-        self._of_model = {"model": model, "version": version}
+        own = {"model_instance": instance} if instance else {}
+        self._of_model = {"model": model, "version": version, **own}
         self._family = family
         self._families: dict[str, Family] = {}
         self._metrics: dict[Series, Metric] = {}
