@@ -71,10 +71,47 @@ def told_in(kind: Format) -> Iterator[None]:
         yield
     except Exception as error:
         code = getattr(type(error), "exit_code", None)
-        if kind == "text" or not isinstance(code, int) or isinstance(error, click.ClickException):
+        if kind == "text" or not isinstance(code, int):
             raise
-        _LOGGER.error("%s", error)
+        is_clicks = isinstance(error, click.ClickException)
+        _LOGGER.error("%s", error.format_message() if is_clicks else error)
         raise SystemExit(code) from error
+
+
+class Command(click.Command):
+    """One whose arguments are complained of in the format that they, or the variable, ask for.
+
+    Args:
+        part: who logs.
+    """
+
+    def __init__(self, *args: Any, part: str, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self._part = part
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Reads the arguments."""
+        given = list(args)  # click takes them out of the list
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError:
+            # Again, by a reader who minds no fault, as shells have it for completion.
+            lenient = click.Context(
+                self, parent, info_name, resilient_parsing=True, ignore_unknown_options=True
+            )
+            self.parse_args(lenient, given)
+            if lenient.params.get("log_format") != "json":
+                raise
+            configure("json", self._part, logging.WARNING)
+            with told_in("json"):
+                raise
+            raise
 
 
 class _Text(logging.Formatter):

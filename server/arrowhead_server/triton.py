@@ -18,7 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from arrowhead_client._tracing import endpoint
+from arrowhead_client import InvalidInput
+from arrowhead_client._tracing import endpoint, ratio
 from arrowhead_server.address import Address
 from arrowhead_server.errors import StartError, TritonNotFoundError
 from arrowhead_server.repository import EmbeddingModel
@@ -200,20 +201,11 @@ def _trace_flags(environment: Mapping[str, str]) -> list[str]:
     sampler = environment.get("OTEL_TRACES_SAMPLER", "")
     if url is None or sampler == "always_off":
         return []
-    if "@" in urlsplit(url).netloc:
-        raise StartError(
-            "the endpoint of traces holds a password, which everybody on this machine would see: "
-            "give it as OTEL_EXPORTER_OTLP_HEADERS=Authorization=..."
-        )
-    rate = 0
-    if sampler.endswith("always_on"):
-        rate = 1
-    elif sampler.endswith("traceidratio"):
-        told = environment.get("OTEL_TRACES_SAMPLER_ARG", "1")
-        try:
-            rate = round(1 / float(told)) if float(told) else 0
-        except ValueError:
-            raise StartError(f"OTEL_TRACES_SAMPLER_ARG={told!r}: wanted 0 to 1") from None
+    try:
+        kept = 1.0 if sampler.endswith("always_on") else ratio()
+    except InvalidInput as error:
+        raise StartError(str(error)) from None
+    rate = round(1 / kept) if kept else 0
     name = environment.get("OTEL_SERVICE_NAME", "arrowhead-triton")
     settings = [
         "mode=opentelemetry",

@@ -12,7 +12,6 @@ import pytest
 from arrowhead_engine.account import BATCHES_VARIABLE, PERIOD_S, Account, Batch
 from arrowhead_engine.errors import InvalidInput
 
-
 OF_MODEL = {"model": "minilm_encoder", "version": "3", "model_instance": "minilm_encoder_0_1"}
 
 
@@ -96,12 +95,15 @@ def test_lines_are_of_batches_and_only_if_wanted(
 
     monkeypatch.setenv(BATCHES_VARIABLE, "1")
     wordy = Account("minilm_encoder", "3", Family, "minilm_encoder_0_1")
-    batch(wordy, ids=tuple(f"{number:0128}" for number in range(100)))
+    ids = [f"{number:0128}" for number in range(250)]
+    # As a gateway sends them: one for several callers.
+    batch(wordy, ids=(",".join(ids[:120]), *ids[120:]))
     wordy.close()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert len(line) < 4096  # else lines of several processes mix
-    told = json.loads(line)
-    assert told.pop("request_id").count(",") == 14
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) < 4096  # else lines of several processes mix
+    told, *more = map(json.loads, lines)
+    found = [told.pop("request_id"), *(line.pop("request_id") for line in more)]
+    assert ",".join(found).split(",") == ids[:200]
     assert told == {
         "part": "minilm_encoder",
         "level": "info",
@@ -111,7 +113,10 @@ def test_lines_are_of_batches_and_only_if_wanted(
         "truncated": 1,
         "tokens_computed": 20,
         "ms": 12.3,
+        "more_ids": 50,
     }
+    wanted = {"part": told["part"], "level": "info", "message": "more ids of the last line"}
+    assert more == [wanted] * len(more)
 
 
 def test_without_metrics_it_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
