@@ -111,7 +111,7 @@ def _flush(provider: object) -> None:
 def tracing() -> Tracing | None:
     """What makes spans, if this program has imported OpenTelemetry.
 
-    It may say at any time where they go: until then they are made of nothing, in microseconds.
+    Asked for each call: a program may say where they go at any time.
     """
     return _made() if "opentelemetry.trace" in sys.modules else None
 
@@ -176,6 +176,11 @@ class Tracing:
         """Sends what is not sent yet, if that takes no longer than two seconds."""
         _flush(self._trace.get_tracer_provider())
 
+    @property
+    def arrives(self) -> bool:
+        """Whether the program has said where spans go."""
+        return not isinstance(self._trace.get_tracer_provider(), self._trace.ProxyTracerProvider)
+
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What tells a server of the current span (W3C traceparent), if it is sampled.
 
@@ -199,4 +204,6 @@ def embedding(
     made: Tracing | None, model: str, request_id: str | None
 ) -> AbstractContextManager[Span | None]:
     """`Tracing.embedding`, or nothing."""
-    return nullcontext() if made is None else made.embedding(model, request_id)
+    if made is None or not made.arrives:
+        return nullcontext()
+    return made.embedding(model, request_id)

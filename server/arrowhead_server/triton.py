@@ -194,13 +194,21 @@ def _trace_flags(environment: Mapping[str, str]) -> list[str]:
     only if it is sampled. Of the others Triton traces each `rate`th: none, unless
     OTEL_TRACES_SAMPLER says so in words, for the probes of every second are among them.
 
+    Where to and with which headers it reads from the variables: argv is for all to see.
+
     Raises:
-        StartError: a variable cannot be read, or holds what must not be in argv.
+        StartError: a variable cannot be read, or holds what Triton would not send.
     """
     url = endpoint()
     sampler = environment.get("OTEL_TRACES_SAMPLER", "")
     if url is None or sampler == "always_off":
         return []
+    place = urlsplit(url)
+    if "@" in place.netloc or place.query:
+        raise StartError(
+            "the endpoint of traces has a user or a query in it, which Triton does not send: give "
+            "what the collector asks for as OTEL_EXPORTER_OTLP_HEADERS=authorization=..."
+        )
     try:
         kept = 1.0 if sampler.endswith("always_on") else ratio()
     except InvalidInput as error:
@@ -211,7 +219,6 @@ def _trace_flags(environment: Mapping[str, str]) -> list[str]:
         "mode=opentelemetry",
         f"rate={rate}",
         "level=TIMESTAMPS",
-        f"opentelemetry,url={url}",
     ]
     settings.append(f"opentelemetry,resource=service.name={name}")
     if delay := environment.get("OTEL_BSP_SCHEDULE_DELAY"):
