@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import click
 
@@ -73,9 +73,13 @@ def told_in(kind: Format) -> Iterator[None]:
         code = getattr(type(error), "exit_code", None)
         if kind == "text" or not isinstance(code, int):
             raise
-        is_clicks = isinstance(error, click.ClickException)
-        _LOGGER.error("%s", error.format_message() if is_clicks else error)
-        raise SystemExit(code) from error
+        _end(error, code)
+
+
+def _end(error: Exception, code: int) -> NoReturn:
+    message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    _LOGGER.error("%s", message)
+    raise SystemExit(code) from error
 
 
 class Command(click.Command):
@@ -100,7 +104,7 @@ class Command(click.Command):
         given = list(args)  # click takes them out of the list
         try:
             return super().make_context(info_name, args, parent, **extra)
-        except click.UsageError:
+        except click.UsageError as error:
             # Again, by a reader who minds no fault, as shells have it for completion.
             lenient = click.Context(
                 self, parent, info_name, resilient_parsing=True, ignore_unknown_options=True
@@ -109,9 +113,7 @@ class Command(click.Command):
             if lenient.params.get("log_format") != "json":
                 raise
             configure("json", self._part, logging.WARNING)
-            with told_in("json"):
-                raise
-            raise
+            _end(error, error.exit_code)
 
 
 class _Text(logging.Formatter):
