@@ -203,6 +203,23 @@ def test_what_is_asked_as_one_has_the_ids_of_all(stack: Stack) -> None:
     assert any(ids.count("together-") > 1 for ids in asked)
 
 
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_the_ids_of_many_are_all_told(stack: Stack, scheme: str) -> None:
+    """As long as ids may be, of as many as there may be: more than one line holds."""
+    ids = [f"{scheme}-{number}".ljust(128, "x") for number in range(200)]
+    port = getattr(stack.address, f"{scheme}_port")
+    with Client(f"{scheme}://127.0.0.1:{port}") as client:
+        client.embed_ids([[101, 2003, 102]], request_id=",".join(ids))
+
+    def told() -> list[str]:
+        lines = stack.lines("minilm_encoder")
+        found = [one for line in lines for one in line.get("request_id", "").split(",")]
+        return [one for one in found if one in set(ids)]
+
+    wait_until(lambda: len(told()) == len(ids), "all ids")
+    assert told() == ids
+
+
 def test_a_refused_request_is_told_by_the_model(stack: Stack) -> None:
     with (
         Client(f"grpc://127.0.0.1:{stack.address.grpc_port}") as client,
