@@ -18,6 +18,7 @@ from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.errors import InvalidInput
 from arrowhead_engine.last_step import LastStep
 from arrowhead_engine.spec import Ids
+from arrowhead_engine.stillness import Stillness
 
 
 class TritonPythonModel:
@@ -43,6 +44,7 @@ class TritonPythonModel:
         self.account = Account(
             args["model_name"], args["model_version"], family, args["model_instance_name"]
         )
+        self.stillness = Stillness(self.account.tell)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -85,9 +87,11 @@ class TritonPythonModel:
             ),
             lambda: [request.request_id() for request in requests],
         )
+        self.stillness.check(began)
         return answers
 
     def finalize(self) -> None:
+        self.stillness.close()
         self.account.close()
         del self.embed, self.encoder  # the last process of its version removes what they shared
 
