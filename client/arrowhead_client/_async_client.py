@@ -89,7 +89,6 @@ class AsyncClient:
     ) -> None:
         self._settings = Settings(model, timeout_s, retries, concurrency, batch_size, experiment)
         self._open_transport: AsyncTransport | None = transport or async_transport_for(url)
-        self._tracing = tracing()
         self._known_config: Config | None = None
         self._known_ranges: Vectors | None = None
 
@@ -127,9 +126,9 @@ class AsyncClient:
         """See `Client.embed_ids`."""
         options = Options(dimensions=dimensions, normalize=normalize, precision=precision)
         ids = encode_ids(input_ids)
-        with embedding(self._tracing, self.model, request_id):
+        with embedding(tracing(), self.model, request_id):
             some = self._settings.id_requests(ids, served or await self._config())
-            requests = carrying(some, request_id, self._tracing)
+            requests = carrying(some, request_id, tracing())
             return writable(await self._gathered(requests, options, lambda done: None))
 
     async def embed_arrow(
@@ -178,7 +177,7 @@ class AsyncClient:
         """See `Client.count_tokens`."""
         prefix = await self._prefix(Options(prompt, prompt_name))
         some = self._settings.token_requests(encode_texts(texts, prefix))
-        requests = carrying(some, request_id, self._tracing)
+        requests = carrying(some, request_id, tracing())
         rows = TokenRows(requests)
         async with aclosing(self._answers(requests)) as answers:
             async for index, answer in answers:
@@ -196,7 +195,7 @@ class AsyncClient:
         """See `Client.tokenize`."""
         prefix = await self._prefix(Options(prompt, prompt_name))
         some = self._settings.tokenize_requests(encode_texts(texts, prefix))
-        requests = carrying(some, request_id, self._tracing)
+        requests = carrying(some, request_id, tracing())
         found: dict[int, list[Tokenized]] = {}
         async with aclosing(self._answers(requests)) as answers:
             async for index, answer in answers:
@@ -276,12 +275,12 @@ class AsyncClient:
         progress: bool | None = None,
         request_id: str | None = None,
     ) -> npt.NDArray[Any]:
-        with embedding(self._tracing, self.model, request_id):
+        with embedding(tracing(), self.model, request_id):
             prefix = await self._prefix(options)
             fitting = await self._fitting(texts, prefix, options.truncate, request_id)
             encoded = encode_texts(fitting, prefix)
             some = self._settings.embed_requests(encoded)
-            requests = carrying(some, request_id, self._tracing)
+            requests = carrying(some, request_id, tracing())
             with progress_bar(encoded, requests, progress) as bar:
                 return await self._gathered(requests, options, bar.update)
 

@@ -95,7 +95,6 @@ class Client:
     ) -> None:
         self._settings = Settings(model, timeout_s, retries, concurrency, batch_size, experiment)
         self._open_transport: Transport | None = transport or transport_for(url)
-        self._tracing = tracing()
         self._known_config: Config | None = None
         self._known_ranges: Vectors | None = None
 
@@ -177,9 +176,9 @@ class Client:
         """
         options = Options(dimensions=dimensions, normalize=normalize, precision=precision)
         ids = encode_ids(input_ids)
-        with embedding(self._tracing, self.model, request_id):
+        with embedding(tracing(), self.model, request_id):
             some = self._settings.id_requests(ids, served or self._config())
-            requests = carrying(some, request_id, self._tracing)
+            requests = carrying(some, request_id, tracing())
             return writable(self._gathered(requests, options, lambda done: None))
 
     def embed_arrow(
@@ -258,7 +257,7 @@ class Client:
         """
         prefix = self._prefix(Options(prompt, prompt_name))
         some = self._settings.token_requests(encode_texts(texts, prefix))
-        requests = carrying(some, request_id, self._tracing)
+        requests = carrying(some, request_id, tracing())
         rows = TokenRows(requests)
         with closing(self._answers(requests)) as answers:
             for index, answer in answers:
@@ -281,7 +280,7 @@ class Client:
         """
         prefix = self._prefix(Options(prompt, prompt_name))
         some = self._settings.tokenize_requests(encode_texts(texts, prefix))
-        requests = carrying(some, request_id, self._tracing)
+        requests = carrying(some, request_id, tracing())
         found: dict[int, list[Tokenized]] = {}
         with closing(self._answers(requests)) as answers:
             for index, answer in answers:
@@ -380,12 +379,12 @@ class Client:
         progress: bool | None = None,
         request_id: str | None = None,
     ) -> npt.NDArray[Any]:
-        with embedding(self._tracing, self.model, request_id):
+        with embedding(tracing(), self.model, request_id):
             prefix = self._prefix(options)
             fitting = self._fitting(texts, prefix, options.truncate, request_id)
             encoded = encode_texts(fitting, prefix)
             some = self._settings.embed_requests(encoded)
-            requests = carrying(some, request_id, self._tracing)
+            requests = carrying(some, request_id, tracing())
             with progress_bar(encoded, requests, progress) as bar:
                 return self._gathered(requests, options, bar.update)
 

@@ -39,7 +39,7 @@ from arrowhead_client._errors import (
     unexpected,
 )
 from arrowhead_client._info import Config
-from arrowhead_client._plan import Answer, Request, Tensor
+from arrowhead_client._plan import Answer, Request, Tensor, is_request_id
 from arrowhead_client._transports import AsyncTransport, Transport, config_in, embedding_width
 from arrowhead_client._url import Endpoint, parse_url
 from arrowhead_client._wire import MOST_BYTES, listed, read
@@ -296,8 +296,9 @@ def _body(request: Request | None, binary: bool) -> tuple[bytes | None, dict[str
         return None, {}
     inputs = request.inputs()
     headers = dict(request.headers)
-    if request.id:
-        headers["X-Request-Id"] = request.id  # a gateway looks at no more; Triton at the body alone
+    if is_request_id(request.id):  # not several, which may be more than a head has room for
+        # A gateway looks at no more; Triton at the body alone.
+        headers["X-Request-Id"] = request.id
     head = json.dumps(
         {
             **({"id": request.id} if request.id else {}),

@@ -1,22 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spans of OpenTelemetry's, where its standard variables ask for them.
+"""Spans of OpenTelemetry's, for programs that have it, and for our commands if they are told to.
 
-Off, and nothing is imported, unless OTEL_EXPORTER_OTLP_ENDPOINT (or the same of traces alone) is
-set and the packages of `arrowhead[otel]` are there. A program that has spans of its own has set up
-where they go, and ours go there too; our commands call `start`. No span holds a text.
+A program that makes spans of its own has imported OpenTelemetry and says in code or by variables
+where they go, and ours go there too. Our commands call `start`, which imports it where
+OTEL_EXPORTER_OTLP_ENDPOINT (or the same of traces alone) is set and the packages of
+`arrowhead[otel]` are there. Nothing else imports it. No span holds a text.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
-from importlib.util import find_spec
+from functools import cache, partial
 from typing import TYPE_CHECKING
+
+from arrowhead_client._errors import InvalidInput
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -47,9 +51,13 @@ def start(service: str) -> Callable[[], None]:
 
     Returns:
         what to call at the end: sends what is not sent yet, within two seconds.
+
+    Raises:
+        InvalidInput: OTEL_TRACES_SAMPLER_ARG is not what its sampler wants.
     """
     if endpoint() is None:
         return _nothing
+    ratio()
     try:
         from opentelemetry import trace
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -69,6 +77,24 @@ def start(service: str) -> Callable[[], None]:
     return flush
 
 
+def ratio() -> float | None:
+    """The part of traces to keep, where OTEL_TRACES_SAMPLER asks for one.
+
+    Raises:
+        InvalidInput: OTEL_TRACES_SAMPLER_ARG is not 0 to 1.
+    """
+    if not os.environ.get("OTEL_TRACES_SAMPLER", "").endswith("traceidratio"):
+        return None
+    told = os.environ.get("OTEL_TRACES_SAMPLER_ARG") or "1"
+    try:
+        found = float(told)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found <= 1:
+        raise InvalidInput(f"OTEL_TRACES_SAMPLER_ARG={told!r}: wanted a number from 0 to 1")
+    return found
+
+
 def _nothing() -> None:
     pass
 
@@ -83,9 +109,15 @@ def _flush(provider: object) -> None:
 
 
 def tracing() -> Tracing | None:
-    """What makes spans, if they are wanted and can be made."""
-    if endpoint() is None or find_spec("opentelemetry") is None:
-        return None
+    """What makes spans, if this program has imported OpenTelemetry.
+
+    Asked for each call: a program may say where they go at any time.
+    """
+    return _made() if "opentelemetry.trace" in sys.modules else None
+
+
+@cache
+def _made() -> Tracing:
     return Tracing()
 
 
@@ -144,6 +176,11 @@ class Tracing:
         """Sends what is not sent yet, if that takes no longer than two seconds."""
         _flush(self._trace.get_tracer_provider())
 
+    @property
+    def arrives(self) -> bool:
+        """Whether the program has said where spans go."""
+        return not isinstance(self._trace.get_tracer_provider(), self._trace.ProxyTracerProvider)
+
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What tells a server of the current span (W3C traceparent), if it is sampled.
 
@@ -167,4 +204,6 @@ def embedding(
     made: Tracing | None, model: str, request_id: str | None
 ) -> AbstractContextManager[Span | None]:
     """`Tracing.embedding`, or nothing."""
-    return nullcontext() if made is None else made.embedding(model, request_id)
+    if made is None or not made.arrives:
+        return nullcontext()
+    return made.embedding(model, request_id)

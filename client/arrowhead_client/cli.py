@@ -143,10 +143,9 @@ def main(context: click.Context) -> None:
       arrowhead embed "a text" "another"
       arrowhead similarity "a cat" "a kitten" "a tractor"
     """  # noqa: D301 (click reads the character)
-    if context.invoked_subcommand != "serve":  # Triton has spans, its supervisor has none
-        is_gateway = context.invoked_subcommand == "gateway"
-        flush = _tracing.start("arrowhead-gateway" if is_gateway else "arrowhead")
-        context.call_on_close(flush)
+    # Triton has spans, its supervisor has none; the gateway begins once it has a log.
+    if context.invoked_subcommand not in ("serve", "gateway"):
+        context.call_on_close(_tracing.start("arrowhead"))
 
 
 if __name__ == "__main__":

@@ -37,8 +37,9 @@ Labels: TypeAlias = tuple[tuple[str, str], ...]
 Series: TypeAlias = "tuple[str, Labels]"
 
 
-_MOST_IDS = 2000  # characters of request ids in a line: in one piece, it must fit a pipe's 4 KB
-_SANE_ID = re.compile(r"[A-Za-z0-9._:,-]+")
+_MOST_IDS = 200  # told of a batch; of more, their number
+_LINE_IDS = 2000  # characters of ids in a line, which must fit a pipe's 4 KB to stay in one piece
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Batch(NamedTuple):
@@ -91,11 +92,15 @@ class Account:
         model: the name of the model.
         version: of the model.
         family: makes counters of a name.
+        instance: which of the model's processes this is; its counters are its own. Triton counts
+            the users of a counter for each process apart, so the end of one may take a shared
+            counter away from the others. Empty, as of a `model.py` converted before: shared.
     """
 
-    def __init__(self, model: str, version: str, family: NewFamily) -> None:
+    def __init__(self, model: str, version: str, family: NewFamily, instance: str = "") -> None:
         self._model = model
-        self._of_model = {"model": model, "version": version}
+        own = {"model_instance": instance} if instance else {}
+        self._of_model = {"model": model, "version": version, **own}
         self._family = family
         self._families: dict[str, Family] = {}
         self._metrics: dict[Series, Metric] = {}
@@ -132,19 +137,23 @@ class Account:
     def _line(
         self, level: str, message: str, ids: Callable[[], Iterable[str]], **rest: object
     ) -> None:
-        """One object a line; `arrowhead serve` reads it back."""
-        told: list[str] = []
-        room = _MOST_IDS
-        for one in ids():
-            room -= len(one) + 4
-            if room < 0:
-                break
-            if _SANE_ID.fullmatch(one):
-                told.append(one)
+        """One object a line; `arrowhead serve` reads it back. What ids need goes on in more."""
         line = {"part": self._model, "level": level, "message": message, **rest}
-        if told:
-            line["request_id"] = ",".join(told)
-        sys.stderr.write(f"{json.dumps(line)}\n")
+        # A gateway sends the ids of all whose texts are in a request as one, with commas between.
+        own = [one for joined in ids() for one in joined.split(",") if _SANE_ID.fullmatch(one)]
+        if len(own) > _MOST_IDS:
+            line["more_ids"] = len(own) - _MOST_IDS
+        pieces = [""]
+        for one in own[:_MOST_IDS]:
+            if len(pieces[-1]) + len(one) >= _LINE_IDS:
+                pieces.append("")
+            pieces[-1] += f",{one}" if pieces[-1] else one
+        for number, piece in enumerate(pieces):
+            if number:
+                line = {"part": self._model, "level": level, "message": "more ids of the last line"}
+            if piece:
+                line["request_id"] = piece
+            sys.stderr.write(f"{json.dumps(line)}\n")
         sys.stderr.flush()
 
     def _hand_on(self) -> None:

@@ -52,7 +52,7 @@ def _port(name: str, default: int, what: str) -> Callable[[Any], Any]:
     )
 
 
-@click.command(epilog=_EPILOG)
+@click.command(cls=logs.Command, part="server", epilog=_EPILOG)
 @click.option(
     "--repository",
     type=click.Path(path_type=Path),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import click
 
@@ -71,10 +71,49 @@ def told_in(kind: Format) -> Iterator[None]:
         yield
     except Exception as error:
         code = getattr(type(error), "exit_code", None)
-        if kind == "text" or not isinstance(code, int) or isinstance(error, click.ClickException):
+        if kind == "text" or not isinstance(code, int):
             raise
-        _LOGGER.error("%s", error)
-        raise SystemExit(code) from error
+        _end(error, code)
+
+
+def _end(error: Exception, code: int) -> NoReturn:
+    message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    _LOGGER.error("%s", message)
+    raise SystemExit(code) from error
+
+
+class Command(click.Command):
+    """One whose arguments are complained of in the format that they, or the variable, ask for.
+
+    Args:
+        part: who logs.
+    """
+
+    def __init__(self, *args: Any, part: str, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self._part = part
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Reads the arguments."""
+        given = list(args)  # click takes them out of the list
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            # Again, by a reader who minds no fault, as shells have it for completion.
+            lenient = click.Context(
+                self, parent, info_name, resilient_parsing=True, ignore_unknown_options=True
+            )
+            self.parse_args(lenient, given)
+            if lenient.params.get("log_format") != "json":
+                raise
+            configure("json", self._part, logging.WARNING)
+            _end(error, error.exit_code)
 
 
 class _Text(logging.Formatter):

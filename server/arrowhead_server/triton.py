@@ -18,7 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from arrowhead_client._tracing import endpoint
+from arrowhead_client import InvalidInput
+from arrowhead_client._tracing import endpoint, ratio
 from arrowhead_server.address import Address
 from arrowhead_server.errors import StartError, TritonNotFoundError
 from arrowhead_server.repository import EmbeddingModel
@@ -193,33 +194,31 @@ def _trace_flags(environment: Mapping[str, str]) -> list[str]:
     only if it is sampled. Of the others Triton traces each `rate`th: none, unless
     OTEL_TRACES_SAMPLER says so in words, for the probes of every second are among them.
 
+    Where to and with which headers it reads from the variables: argv is for all to see.
+
     Raises:
-        StartError: a variable cannot be read, or holds what must not be in argv.
+        StartError: a variable cannot be read, or holds what Triton would not send.
     """
     url = endpoint()
     sampler = environment.get("OTEL_TRACES_SAMPLER", "")
     if url is None or sampler == "always_off":
         return []
-    if "@" in urlsplit(url).netloc:
+    place = urlsplit(url)
+    if "@" in place.netloc or place.query:
         raise StartError(
-            "the endpoint of traces holds a password, which everybody on this machine would see: "
-            "give it as OTEL_EXPORTER_OTLP_HEADERS=Authorization=..."
+            "the endpoint of traces has a user or a query in it, which Triton does not send: give "
+            "what the collector asks for as OTEL_EXPORTER_OTLP_HEADERS=authorization=..."
         )
-    rate = 0
-    if sampler.endswith("always_on"):
-        rate = 1
-    elif sampler.endswith("traceidratio"):
-        told = environment.get("OTEL_TRACES_SAMPLER_ARG", "1")
-        try:
-            rate = round(1 / float(told)) if float(told) else 0
-        except ValueError:
-            raise StartError(f"OTEL_TRACES_SAMPLER_ARG={told!r}: wanted 0 to 1") from None
+    try:
+        kept = 1.0 if sampler.endswith("always_on") else ratio()
+    except InvalidInput as error:
+        raise StartError(str(error)) from None
+    rate = round(1 / kept) if kept else 0
     name = environment.get("OTEL_SERVICE_NAME", "arrowhead-triton")
     settings = [
         "mode=opentelemetry",
         f"rate={rate}",
         "level=TIMESTAMPS",
-        f"opentelemetry,url={url}",
     ]
     settings.append(f"opentelemetry,resource=service.name={name}")
     if delay := environment.get("OTEL_BSP_SCHEDULE_DELAY"):

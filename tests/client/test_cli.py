@@ -206,6 +206,17 @@ def test_errors_are_one_clear_line(
         assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_ratio_of_traces_out_of_range_is_one_clear_line(
+    arrowhead: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "2")
+    result = arrowhead("embed", "a")
+    wanted = "arrowhead: OTEL_TRACES_SAMPLER_ARG='2': wanted a number from 0 to 1\n"
+    assert (result.exit_code, result.stderr) == (1, wanted)
+
+
 def test_help_imports_nothing_and_the_table_is_right() -> None:
     check = (
         "import sys\nfrom arrowhead_client.cli import main\n"

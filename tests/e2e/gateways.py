@@ -31,7 +31,12 @@ def started(
         except httpx.TransportError:
             return False
 
-    wait_until(answers, "the gateway")
+    try:
+        wait_until(answers, "the gateway")
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     return process, url
 
 

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -11,6 +14,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from arrowhead_client import Client, InvalidRequest
+from arrowhead_conversion import settings
+from arrowhead_engine.account import PERIOD_S
 from arrowhead_engine.tokenizer import Tokenizer
 from arrowhead_server.supervisor import Server, running_server
 
@@ -18,6 +23,7 @@ from .conftest import wait_until
 from .gateways import started, stopped
 
 Series = dict[tuple[str, ...], float]
+OF_MODEL = "model", "version", "model_instance"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def of(server: Server, part: str) -> dict[str, float]:
     found = {}
     for (name, *labels), value in scraped(server.metrics_url).items():
         if name.startswith("arrowhead_") and f"model=minilm_{part}" in labels:
-            rest = [one for one in labels if not one.startswith(("model=", "version="))]
+            rest = [one for one in labels if one.split("=")[0] not in OF_MODEL]
             found["/".join([name.removeprefix("arrowhead_"), *rest])] = value
     return found
 
@@ -113,6 +119,39 @@ def test_counts_of_refused_requests(quiet: Server) -> None:
         client.embed(["a text of its own"])
     assert added(quiet, "encoder", encoder, 1)["requests_refused_total"] == 3
     assert "requests_refused_total" not in added(quiet, "tokenizer", tokens, 1)
+
+
+def test_each_process_of_a_model_counts_for_itself(
+    minilm_repository: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    repository = shutil.copytree(minilm_repository, tmp_path / "models")
+    settings.set_instances(repository, "minilm", 2)
+    texts = [f"number {number} of {'many ' * (number % 9)}" for number in range(200)]
+    names = {f"model_instance=minilm_encoder_0_{number}" for number in range(2)}
+
+    def by_process(name: str) -> dict[str, float]:
+        return {
+            process: value
+            for (metric, *labels), value in scraped(server.metrics_url).items()
+            for process in names.intersection(labels)
+            if metric == f"arrowhead_{name}_total"
+        }
+
+    with (
+        running_server(repository, probe_interval_s=3600) as server,
+        ThreadPoolExecutor(8) as pool,
+        Client(server.grpc_url, batch_size=1, concurrency=8) as client,
+    ):
+        wait_until(lambda: by_process("texts").keys() == names, "the first counts of both")
+        time.sleep(2 * PERIOD_S)  # the warm-up's and the first probe's are there, too
+        before = {name: by_process(name) for name in ("texts", "tokens", "batches")}
+        list(pool.map(client.embed, texts))
+        sent = sum(before["texts"].values()) + len(texts)
+        wait_until(lambda: sum(by_process("texts").values()) == sent, f"{len(texts)} texts more")
+        tokens = sum(map(len, tokenizer.encode(texts)[0]))
+        assert sum(by_process("tokens").values()) == sum(before["tokens"].values()) + tokens
+        # Both had some: each went to whichever was free.
+        assert all(by_process("batches")[one] > before["batches"][one] for one in names)
 
 
 def test_what_a_gateway_counts(quiet: Server, tokenizer: Tokenizer) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class Stack:
 @pytest.fixture(scope="module")
 def stack(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder, address = tmp_path_factory.mktemp("stack"), free_address()
-    with receiver() as otlp:
+    with receiver() as otlp, ExitStack() as ending:
         environment = {
             **os.environ,
             "ARROWHEAD_LOG_FORMAT": "json",
@@ -80,12 +80,13 @@ def stack(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         command = [ARROWHEAD, "serve", f"--repository={minilm_repository}", "--verbose", *ports]
         with (folder / "serve.stderr").open("wb") as log, (folder / "stdout").open("wb") as out:
             serve = subprocess.Popen(command, stdout=out, stderr=log, env=environment)
+        ending.callback(stopped, serve)  # whatever fails from here on
         key = subprocess.check_output(
             [ARROWHEAD, "gateway-key", "alice", f"--keys={folder / 'keys'}"], text=True
         ).strip()
         ready = f"http://127.0.0.1:{address.health_port}/ready"
         wait_until(lambda: _status(ready) == 200, "the server")
-        processes, urls = [], []
+        urls = []
         for name, options in (("keyed", [f"--keys={folder / 'keys'}"]), ("bare", [])):
             with (folder / f"{name}.stderr").open("wb") as log:
                 process, url = started(
@@ -94,20 +95,13 @@ def stack(minilm_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
                     env=environment,
                     stderr=log,
                 )
-            processes.append(process)
+            ending.callback(stopped, process)
             urls.append(url)
-        try:
-            yield Stack(address, serve, *urls, key, otlp, folder)
-        finally:
-            for process in processes:
-                stopped(process)
-            serve.send_signal(signal.SIGTERM)
-            assert serve.wait(20) == 0
-            assert (folder / "stdout").read_bytes() == b""  # what it has to say is in the log
-            lines = [
-                json.loads(line) for line in (folder / "serve.stderr").read_text().splitlines()
-            ]
-            assert [line["message"] for line in lines if line["part"] == "server"][-1] == "stopped"
+        yield Stack(address, serve, *urls, key, otlp, folder)
+    assert serve.wait(20) == 0
+    assert (folder / "stdout").read_bytes() == b""  # what it has to say is in the log
+    lines = [json.loads(line) for line in (folder / "serve.stderr").read_text().splitlines()]
+    assert [line["message"] for line in lines if line["part"] == "server"][-1] == "stopped"
 
 
 def _status(url: str) -> int:
@@ -209,6 +203,23 @@ def test_what_is_asked_as_one_has_the_ids_of_all(stack: Stack) -> None:
     assert any(ids.count("together-") > 1 for ids in asked)
 
 
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_the_ids_of_many_are_all_told(stack: Stack, scheme: str) -> None:
+    """As long as ids may be, of as many as there may be: more than one line holds."""
+    ids = [f"{scheme}-{number}".ljust(128, "x") for number in range(200)]
+    port = getattr(stack.address, f"{scheme}_port")
+    with Client(f"{scheme}://127.0.0.1:{port}") as client:
+        client.embed_ids([[101, 2003, 102]], request_id=",".join(ids))
+
+    def told() -> list[str]:
+        lines = stack.lines("minilm_encoder")
+        found = [one for line in lines for one in line.get("request_id", "").split(",")]
+        return [one for one in found if one in set(ids)]
+
+    wait_until(lambda: len(told()) == len(ids), "all ids")
+    assert told() == ids
+
+
 def test_a_refused_request_is_told_by_the_model(stack: Stack) -> None:
     with (
         Client(f"grpc://127.0.0.1:{stack.address.grpc_port}") as client,
@@ -286,6 +297,41 @@ def test_one_trace_from_the_client_through_the_gateway_to_triton(stack: Stack) -
     assert served.attributes["http.response.status_code"] == 200
     assert served.attributes["arrowhead.texts"] == 1
     assert own["minilm_encoder"].attributes["triton.request_id"] == "traced-1"
+
+
+def test_a_program_says_in_code_where_its_spans_go(stack: Stack) -> None:
+    """By a provider of its own, and after it has made its client."""
+    script = (
+        "from opentelemetry import trace\n"
+        "from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter\n"
+        "from opentelemetry.sdk.resources import Resource\n"
+        "from opentelemetry.sdk.trace import TracerProvider\n"
+        "from opentelemetry.sdk.trace.export import SimpleSpanProcessor\n"
+        "from arrowhead_client import Client, HttpTransport\n"
+        f"with Client(transport=HttpTransport({stack.bare!r}, binary=False)) as client:\n"
+        f"    client.embed({SENTINEL + ' before'!r}, request_id='before-1')\n"
+        "    provider = TracerProvider(resource=Resource.create({'service.name': 'by-code'}))\n"
+        f"    exporter = OTLPSpanExporter({stack.otlp.endpoint + '/v1/traces'!r})\n"
+        "    provider.add_span_processor(SimpleSpanProcessor(exporter))\n"
+        "    trace.set_tracer_provider(provider)\n"
+        f"    client.embed({SENTINEL + ' by code'!r}, request_id='by-code-1')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    (client,) = [span for span in stack.otlp.spans if span.service == "by-code"]
+    assert client.attributes["arrowhead.request_id"] == "by-code-1"
+    served = "POST /v2/models/{name}/infer"
+    wait_until(lambda: served in by_name(stack.otlp.of(client.trace)), "the gateway's span")
+    assert by_name(stack.otlp.of(client.trace))[served].parent == client.id
+
+
+def test_a_client_imports_nothing_of_opentelemetry() -> None:
+    script = (
+        "import sys\n"
+        "from arrowhead_client import Client, FakeTransport\n"
+        "Client(transport=FakeTransport()).embed('a')\n"
+        "assert not any(name.startswith('opentelemetry') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_the_callers_own_trace_goes_on_if_it_is_sampled(stack: Stack) -> None:

@@ -12,6 +12,8 @@ import pytest
 from arrowhead_engine.account import BATCHES_VARIABLE, PERIOD_S, Account, Batch
 from arrowhead_engine.errors import InvalidInput
 
+OF_MODEL = {"model": "minilm_encoder", "version": "3", "model_instance": "minilm_encoder_0_1"}
+
 
 class Family:
     """Counters of one name, in a dictionary that all share."""
@@ -23,9 +25,8 @@ class Family:
         self._name = name
 
     def Metric(self, *, labels: Mapping[str, str]) -> Counter:  # noqa: N802
-        rest = ",".join(f"{key}={labels[key]}" for key in labels if key not in ("model", "version"))
-        assert labels["model"] == "minilm_encoder"
-        assert labels["version"] == "3"
+        rest = ",".join(f"{key}={labels[key]}" for key in labels if key not in OF_MODEL)
+        assert {key: labels[key] for key in OF_MODEL} == OF_MODEL
         return Counter(self.kept, (self._name.removeprefix("arrowhead_"), rest))
 
 
@@ -50,7 +51,7 @@ def batch(account: Account, *refused: str, ids: tuple[str, ...] = ()) -> None:
 
 
 def test_sums_arrive_without_another_batch(kept: dict[tuple[str, str], float]) -> None:
-    account = Account("minilm_encoder", "3", Family)
+    account = Account("minilm_encoder", "3", Family, "minilm_encoder_0_1")
     batch(account)
     batch(account)
     assert not kept
@@ -80,7 +81,7 @@ def test_lines_are_of_batches_and_only_if_wanted(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    quiet = Account("minilm_encoder", "3", Family)
+    quiet = Account("minilm_encoder", "3", Family, "minilm_encoder_0_1")
     batch(quiet, "text 0 is not UTF-8", "another", ids=("a-1", "b,c", "no id\nbut a text"))
     batch(quiet)
     quiet.close()
@@ -93,13 +94,16 @@ def test_lines_are_of_batches_and_only_if_wanted(
     }
 
     monkeypatch.setenv(BATCHES_VARIABLE, "1")
-    wordy = Account("minilm_encoder", "3", Family)
-    batch(wordy, ids=tuple(f"{number:0128}" for number in range(100)))
+    wordy = Account("minilm_encoder", "3", Family, "minilm_encoder_0_1")
+    ids = [f"{number:0128}" for number in range(250)]
+    # As a gateway sends them: one for several callers.
+    batch(wordy, ids=(",".join(ids[:120]), *ids[120:]))
     wordy.close()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert len(line) < 4096  # else lines of several processes mix
-    told = json.loads(line)
-    assert told.pop("request_id").count(",") == 14
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) < 4096  # else lines of several processes mix
+    told, *more = map(json.loads, lines)
+    found = [told.pop("request_id"), *(line.pop("request_id") for line in more)]
+    assert ",".join(found).split(",") == ids[:200]
     assert told == {
         "part": "minilm_encoder",
         "level": "info",
@@ -109,14 +113,17 @@ def test_lines_are_of_batches_and_only_if_wanted(
         "truncated": 1,
         "tokens_computed": 20,
         "ms": 12.3,
+        "more_ids": 50,
     }
+    wanted = {"part": told["part"], "level": "info", "message": "more ids of the last line"}
+    assert more == [wanted] * len(more)
 
 
 def test_without_metrics_it_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
     def none(*, name: str, description: str) -> Family:
         raise RuntimeError("metrics are off")
 
-    account = Account("minilm_encoder", "3", none)
+    account = Account("minilm_encoder", "3", none, "minilm_encoder_0_1")
     batch(account)
     time.sleep(1.5 * PERIOD_S)
     batch(account)
@@ -134,7 +141,7 @@ def test_after_an_error_the_next_batches_are_counted_and_none_is_kept(
             raise RuntimeError("no room in shared memory")
         return Family(name, description)
 
-    account = Account("minilm_encoder", "3", full)
+    account = Account("minilm_encoder", "3", full, "minilm_encoder_0_1")
     batch(account)
     time.sleep(1.5 * PERIOD_S)
     assert account._batches == []

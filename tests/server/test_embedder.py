@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import weakref
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from arrowhead_client import (
 )
 from arrowhead_engine.tokenizer import Tokenizer
 from arrowhead_server.gateway import embedder as module
-from arrowhead_server.gateway.embedder import BULK, INTERACTIVE, Counts, Embedder
+from arrowhead_server.gateway.call import CALL, Call
+from arrowhead_server.gateway.embedder import BULK, INTERACTIVE, Counts, Embedded, Embedder
 
 LONG = "word " * 300
 
@@ -101,6 +103,29 @@ async def test_who_asks_meanwhile_waits_for_the_same_answer(
     assert transport.asked() == [2, 1]
     assert all(other[0] is others[0][0] for other in others)
     assert embedder.counts == Counts(hits=0, merged=17, misses=3, sent_tokens=9)
+
+
+async def test_a_request_has_the_ids_of_all_who_wait_for_its_texts(
+    transport: Slow, tokenizer: Tokenizer
+) -> None:
+    embedder = await embedder_of(transport, tokenizer)
+
+    def ask(name: str, *texts: str) -> asyncio.Task[list[Embedded]]:
+        context = contextvars.copy_context()
+        context.run(CALL.set, Call(name))
+        return context.run(asyncio.create_task, embedder(texts))
+
+    under_way = [ask(f"under-way-{number}", f"text {number}") for number in range(INTERACTIVE)]
+    await settle()
+    tasks = [ask("first", "a", "b"), ask("second", "b", "c", "a"), ask("third", "a", "text 0")]
+    tasks += [ask(f"many-{number}", "c") for number in range(300)]
+    await settle()
+    transport.open.set()
+    await asyncio.gather(*under_way, *tasks)
+    *first, gathered = [request.id for request in transport.fake.requests[-INTERACTIVE - 1 :]]
+    assert first == [f"under-way-{number}" for number in range(INTERACTIVE)]
+    many = [f"many-{number}" for number in range(197)]
+    assert gathered.split(",") == ["first", "second", "third", *many]
 
 
 async def test_what_gathers_meanwhile_goes_as_one_request(

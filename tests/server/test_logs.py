@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,69 @@ def test_the_error_that_ends_a_command_is_a_line_like_all(command: str, tmp_path
     (line,) = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (1, "")
     assert json.loads(line)["level"] == "ERROR"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--http-port=many", "--log-format=json"], "'many' is not a valid integer"),
+        (["serve", "--log-format", "json", "--nonsense"], "No such option"),
+        (["serve", "--log-format", "json", "--drain"], "requires an argument"),
+        (["gateway", "--port=0", "--log-format=json"], "0 is not in the range"),
+        (["gateway", "--log-format=json", "a", "b"], "unexpected extra arguments"),
+        (["gateway", "--log-format=json", "--open", "--keys=keys"], "keys and tokens do not"),
+    ],
+)
+def test_a_wrong_argument_is_a_line_like_all(arguments: list[str], message: str) -> None:
+    for environment in ({}, {"ARROWHEAD_LOG_FORMAT": "json"}):
+        done = subprocess.run(
+            [sys.executable, "-m", "arrowhead_client.cli", *arguments],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        (line,) = done.stderr.splitlines()
+        assert (done.returncode, done.stdout) == (2, "")
+        told = json.loads(line)
+        assert (told["level"], told["part"]) == (
+            "ERROR",
+            {"serve": "server"}.get(arguments[0], "gateway"),
+        )
+        assert message in told["message"]
+        arguments = [one for one in arguments if one not in ("--log-format", "json")]
+        arguments = [one for one in arguments if one != "--log-format=json"]
+
+
+def test_a_wrong_argument_is_told_people_as_ever() -> None:
+    for arguments in (["serve", "--nonsense"], ["serve", "--log-format=yaml"], ["gateway", "a"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "arrowhead_client.cli", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"Usage: arrowhead {arguments[0]} [OPTIONS]")
+
+
+def test_that_traces_lack_their_packages_is_a_line_like_all() -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['opentelemetry.exporter'] = None  # as if it were not installed\n"
+        "from arrowhead_client.cli import main\n"
+        "main(['gateway', '--url=ftp://nowhere', '--log-format=json'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(one["level"], one["part"]) for one in told] == [
+        ("WARNING", "gateway"),
+        ("ERROR", "gateway"),
+    ]
+    assert "pip install 'arrowhead[otel]'" in told[0]["message"]

@@ -179,10 +179,10 @@ def test_triton_sends_spans_where_opentelemetrys_variables_say(
         "mode=opentelemetry",
         f"rate={flags}",
         "level=TIMESTAMPS",
-        f"opentelemetry,url={OTLP}/v1/traces",
         "opentelemetry,resource=service.name=arrowhead-triton",
     ]
     assert met == ([] if flags is None else wanted)
+    assert "collector.example" not in "".join(command)
 
 
 @pytest.mark.parametrize(
@@ -190,12 +190,19 @@ def test_triton_sends_spans_where_opentelemetrys_variables_say(
     [
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://user:secret@host"}, "OTEL_EXPORTER_OTLP_HEADERS"),
         (
-            {
-                "OTEL_EXPORTER_OTLP_ENDPOINT": OTLP,
-                "OTEL_TRACES_SAMPLER": "traceidratio",
-                "OTEL_TRACES_SAMPLER_ARG": "many",
-            },
-            "OTEL_TRACES_SAMPLER_ARG='many': wanted 0 to 1",
+            {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{OTLP}/v1/traces?key=secret"},
+            "OTEL_EXPORTER_OTLP_HEADERS",
+        ),
+        *(
+            (
+                {
+                    "OTEL_EXPORTER_OTLP_ENDPOINT": OTLP,
+                    "OTEL_TRACES_SAMPLER": "traceidratio",
+                    "OTEL_TRACES_SAMPLER_ARG": told,
+                },
+                f"OTEL_TRACES_SAMPLER_ARG='{told}': wanted a number from 0 to 1",
+            )
+            for told in ("many", "2", "-0.1", "nan", "inf")
         ),
     ],
 )

@@ -41,7 +41,9 @@ class TritonPythonModel:
         tokenizer = args["model_name"].removesuffix("_encoder") + "_tokenizer"
         self.tokenizer_folder = folder.parent / tokenizer / args["model_version"]
         family = partial(pb_utils.MetricFamily, kind=pb_utils.MetricFamily.COUNTER)
-        self.account = Account(args["model_name"], args["model_version"], family)
+        self.account = Account(
+            args["model_name"], args["model_version"], family, args["model_instance_name"]
+        )
         self.stillness = Stillness(self.account.tell)
 
     @cached_property

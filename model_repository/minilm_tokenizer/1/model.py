@@ -32,7 +32,9 @@ class TritonPythonModel:
         self.tokenizer = Tokenizer.open(self.folder)
         self.info = json.dumps(info(read_metadata(self.folder / "metadata.json"))).encode()
         family = partial(pb_utils.MetricFamily, kind=pb_utils.MetricFamily.COUNTER)
-        self.account = Account(args["model_name"], args["model_version"], family)
+        self.account = Account(
+            args["model_name"], args["model_version"], family, args["model_instance_name"]
+        )
         self.stillness = Stillness(self.account.tell)
 
     def execute(self, requests: list[Any]) -> list[Any]:

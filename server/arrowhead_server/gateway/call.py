@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from starlette.types import Scope
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 # What happens, for machines; people are told what goes wrong, by the modules' own loggers.
 EVENTS = logging.getLogger("arrowhead_gateway")
 HEADER = b"x-request-id"
-_MOST_IDS = 1024  # characters of several ids in one
+# In one. A request to Triton has at most 100 texts, and may have more callers; over HTTP, HAProxy
+# lets JSON of 16 KiB through.
+_MOST_IDS, _MOST_CHARACTERS = 200, 8000
 CALL: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
@@ -56,8 +59,8 @@ def request_id(scope: Scope) -> str:
 def joined(calls: Iterable[Call]) -> str | None:
     """One id for several requests that are asked for as one: theirs, as far as there is room."""
     ids: list[str] = []
-    room = _MOST_IDS
-    for call in calls:
+    room = _MOST_CHARACTERS
+    for call in islice(calls, _MOST_IDS):
         room -= len(call.request_id) + 1
         if room < 0:
             break

@@ -18,6 +18,7 @@ import click
 import uvicorn
 from click.core import ParameterSource
 
+from arrowhead_client import _tracing
 from arrowhead_client._url import DEFAULT_URL, parse_url
 from arrowhead_server import logs
 from arrowhead_server.address import LOOPBACK
@@ -70,7 +71,7 @@ class Topic(click.Option):
         self.topic = topic
 
 
-class Topics(click.Command):
+class Topics(logs.Command):
     """A command whose options are listed by topic."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -131,7 +132,7 @@ _WHO, _TOKENS, _RATES = "Who may ask", "Tokens of an OAuth 2 issuer (JWT)", "Rat
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command(cls=Topics, epilog=_EPILOG)
+@click.command(cls=Topics, part="gateway", epilog=_EPILOG)
 @_option(
     _TRITON,
     "--url",
@@ -293,6 +294,7 @@ def gateway(
     if log_format == "json":
         EVENTS.setLevel(logging.INFO)
     with logs.told_in(log_format):
+        _tracing.start("arrowhead-gateway")
         parse_url(url)  # a wrong one is told now, not at the first request
         settings = Settings(
             url,

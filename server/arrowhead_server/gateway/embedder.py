@@ -134,7 +134,7 @@ class Embedder:
         self._client = client
         self.counts = counts
         self._known: LRUCache[Key | bytes, Embedded] = LRUCache(entries)
-        self._coming: dict[Key, asyncio.Future[Embedded]] = {}
+        self._coming: dict[Key, _Coming] = {}
         self._interactive = _Lane(self._ask, self._interactive_parts)
         self._bulk = _Lane(self._ask, self._bulk_parts)
         self._last_interactive = -QUIET_S
@@ -162,14 +162,18 @@ class Embedder:
         found: dict[Key, Embedded] = {}
         waiting: dict[Key, asyncio.Future[Embedded]] = {}
         new: list[Key] = []
+        joining = Queued(CALL.get(), time.time_ns())
         for key in dict.fromkeys(keys):
             if (known := self._known.get(_name(key))) is not None:
                 found[key] = known
                 continue
-            if key not in self._coming:
+            if (coming := self._coming.get(key)) is not None:
+                coming.joined.append(joining)
+            else:
                 new.append(key)
-                self._coming[key] = asyncio.get_running_loop().create_future()
-            waiting[key] = self._coming[key]
+                coming = _Coming(asyncio.get_running_loop().create_future(), [])
+                self._coming[key] = coming
+            waiting[key] = coming.future
         self.counts.hits += len(found)
         self.counts.merged += len(waiting) - len(new)
         self.counts.misses += len(new)
@@ -240,11 +244,16 @@ class Embedder:
                 embedded = Embedded(vector.copy(), len(one.ids), one.truncated)
                 embedded.vector.flags.writeable = False
                 self._known[_name(one.key)] = embedded
-                self._coming.pop(one.key).set_result(embedded)
+                self._coming.pop(one.key).future.set_result(embedded)
 
     async def _vectors(self, part: list[_Text]) -> npt.NDArray[np.float32]:
-        queued = dict.fromkeys(one.queued for one in part)
-        calls = [(one.call, one.since) for one in queued if one.call is not None]
+        queued = [text.queued for text in part]
+        for text in part:
+            queued += self._coming[text.key].joined
+        by_call: dict[int, Queued] = {}
+        for one in queued:
+            by_call.setdefault(id(one.call), one)
+        calls = [(one.call, one.since) for one in by_call.values() if one.call is not None]
         began, outcome = time.perf_counter(), "other"
         self.counts.sent_tokens += sum(len(one.ids) for one in part)
         try:
@@ -269,8 +278,9 @@ class Embedder:
             yield
         except BaseException as error:
             for key in keys:
-                if (future := self._coming.pop(key, None)) is None:
+                if (coming := self._coming.pop(key, None)) is None:
                     continue  # it was found before
+                future = coming.future
                 if isinstance(error, Exception):
                     future.set_exception(error)
                     future.exception()  # all who wait may have gone away: nothing to complain of
@@ -304,6 +314,13 @@ class Queued:
 
     call: Call | None
     since: int
+
+
+class _Coming(NamedTuple):
+    """A text that is under way, and who asked for it after the first."""
+
+    future: asyncio.Future[Embedded]
+    joined: list[Queued]
 
 
 class _Text(NamedTuple):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
-from arrowhead_client._tracing import Tracing, tracing
+from arrowhead_client._tracing import Tracing, endpoint, tracing
 from arrowhead_server.gateway.call import Call
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Spans:
     """Makes them, or does nothing where traces are not wanted."""
 
     def __init__(self) -> None:
-        self._tracing: Tracing | None = tracing()
+        self._tracing: Tracing | None = tracing() if endpoint() else None
 
     def flush(self) -> None:
         """Sends what is not sent yet."""
