@@ -29,7 +29,7 @@ from arrowhead_server.errors import PortInUseError
 from arrowhead_server.repository import EmbeddingModel
 
 LOGGER = logging.getLogger(__name__)
-# That thread waits for a second at most, and copies and removes files; longer than the slowest disk.
+# That thread waits for a second at most, and copies and removes files: a slow disk takes less.
 SILENT_S = 60.0
 _IDLE_S = 5.0  # a caller that sends nothing for so long is hung up on
 _REQUEST_S = 10.0  # and one whose request is not over so long after the last one was

@@ -502,7 +502,7 @@ class Rollout:
                 del self._refused_ensembles[model]
 
     def _times(self, pair: Pair, ensembles: Collection[str] = ()) -> tuple[float, ...]:
-        """Of a version's files, and of these ensembles'; by default of all over it that are ours."""
+        """Of a version's files, and of these ensembles'; by default of both that are ours."""
         base, _ = pair
         ensembles = ensembles or [base, f"{base}{_CANDIDATE}"]
         found = [self._repository / name / "config.pbtxt" for name in ensembles]
