@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 ENDPOINT, TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 _FLUSH_S = 2.0
+_UNSEEN: ContextVar[bool] = ContextVar("unseen", default=False)
 _LOG = logging.getLogger(__name__)
 
 
@@ -163,8 +165,18 @@ class Tracing:
         return self.span(f"embeddings {model}", self._trace.SpanKind.CLIENT, attributes=attributes)
 
 
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Calls for vectors have no span meanwhile: a probe's would be a trace of its own each time."""
+    before = _UNSEEN.set(True)
+    try:
+        yield
+    finally:
+        _UNSEEN.reset(before)
+
+
 def embedding(
     made: Tracing | None, model: str, request_id: str | None
 ) -> AbstractContextManager[Span | None]:
     """`Tracing.embedding`, or nothing."""
-    return nullcontext() if made is None else made.embedding(model, request_id)
+    return nullcontext() if made is None or _UNSEEN.get() else made.embedding(model, request_id)
