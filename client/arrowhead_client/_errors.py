@@ -109,7 +109,7 @@ class ModelNotFound(ServerError):
 
 
 class Unavailable(ServerError):
-    """Nobody answered: no server, one starting or stopping, one that sheds load, or a dead model."""
+    """Nobody answered: no server, one that starts, stops or sheds load, or a model that died."""
 
 
 class TimedOut(ServerError, TimeoutError):

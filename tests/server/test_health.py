@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -273,14 +274,11 @@ def test_callers_that_send_a_byte_now_and_then_are_hung_up_on(
     shared_server: Server, tools: Any
 ) -> None:
     address = shared_server.address
-    slow = socket.create_connection(("127.0.0.1", address.health_port))
     began = time.monotonic()
-    with slow, pytest.raises(OSError):  # noqa: PT011 (a reset, or a broken pipe)
-        for letter in "GET /live?" + "a" * 100:
+    with socket.create_connection(("127.0.0.1", address.health_port)) as slow, suppress(OSError):
+        for letter in "GET /live?" + "a" * 30:  # twenty seconds of it
             slow.send(letter.encode())
             time.sleep(0.5)
-            if time.monotonic() - began > 20:
-                return
     assert 9 < time.monotonic() - began < 14
     assert state(address, tools) == (200, "ready")
 
