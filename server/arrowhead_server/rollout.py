@@ -407,7 +407,7 @@ class Rollout:
     def _refuse(self, pair: Pair, why: str) -> None:
         self._deaths.pop(pair, None)
         # What was put right since it was read is to be tried.
-        self._refused[pair] = self._tried.pop(pair, None) or self._times(pair)
+        self._refused[pair] = self._tried.pop(pair, ()) or self._times(pair)
         LOGGER.warning("%s version %d is refused, %s", *pair, self._told(pair, why))
 
     def _refuse_ensemble(self, model: EmbeddingModel, why: str, times: tuple[float, ...]) -> None:
