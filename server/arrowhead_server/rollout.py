@@ -35,8 +35,8 @@ if TYPE_CHECKING:  # it takes what only signed models need
 LOGGER = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S = 300.0  # large models on slow disks
-_CANDIDATE = "_candidate"  # ends the name of the ensemble over a version that is tried out
 QUIET_S = 3.0  # so long nobody has asked a version that is to be freed
+_CANDIDATE = "_candidate"  # ends the name of the ensemble over a version that is tried out
 _FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<why>[^\n]+)")
 _UNREADABLE = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<why>[^\n]+)")
 
@@ -162,9 +162,7 @@ class Rollout:
         self._since: dict[Pair, float] = {}  # when it was shown
         self._quiet: dict[Pair, tuple[int | None, float]] = {}  # answers given, and since when
         self._heard: dict[str, dict[int, str]] = {}  # by model and version: why it did not load
-        self._tried: dict[
-            Pair, tuple[float, ...]
-        ] = {}  # the times of its files, before they were read
+        self._tried: dict[Pair, tuple[float, ...]] = {}  # times of its files, before it was read
         self._failures: dict[Pair, int] = {}  # of its first inferences, in a row
         self._turns: dict[str, _Turn] = {}
         self._prints: dict[Pair, str] = {}  # of what served, by its name and version
@@ -416,13 +414,15 @@ class Rollout:
         if model.name == model.base:
             LOGGER.warning("%s version %d is refused, %s", *model.pair, self._told(model.pair, why))
             return
+        path = self._repository / model.name / "config.pbtxt"
         LOGGER.warning(
-            "%s is not served over %s version %d, what was served stays: %s; put %s right, or "
-            "remove its folder",
+            "%s is not served over %s version %d, what was served stays: %s; %s",
             model.name,
             *model.pair,
             why,
-            self._repository / model.name / "config.pbtxt",
+            _end_of_candidacy(model.base)
+            if model.name == f"{model.base}{_CANDIDATE}"
+            else f"put {path} right, or remove its folder",
         )
 
     def _told(self, pair: Pair, why: str) -> str:
@@ -432,7 +432,7 @@ class Rollout:
         if not users or base in users:
             advice = f"run `arrowhead rollback {base}`, or convert it again"
         elif f"{base}{_CANDIDATE}" in users:
-            advice = f"run `arrowhead rollback {base} --candidate`, or convert it again"
+            advice = f"{_end_of_candidacy(base)}, or convert it again"
         else:
             advice = f"pin the steps of {', '.join(users)} to another version, or convert it again"
         return f"what was served stays: {why}; {advice}"
@@ -535,3 +535,7 @@ def _times(paths: Iterable[Path]) -> tuple[float, ...]:
         with suppress(OSError):
             times.append(file.stat().st_mtime)
     return tuple(sorted(times))
+
+
+def _end_of_candidacy(base: str) -> str:
+    return f"run `arrowhead rollback {base} --candidate`"

@@ -300,6 +300,21 @@ def test_a_broken_candidate_fails_the_start_with_its_own_way_back(repository: Pa
         pass
 
 
+def test_a_broken_candidate_of_a_running_server_has_its_own_way_back(
+    repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_version(repository, 2, "no such name +")
+    copy = shutil.copytree(repository / "toy", repository.parent / "toy_candidate")
+    config = copy / "config.pbtxt"
+    config.write_text(config.read_text().replace('name: "toy"', 'name: "toy_candidate"'))
+    pin(repository.parent, 2, "toy_candidate")
+    copy.rename(repository / "toy_candidate")
+    tools.wait_until(lambda: "toy version 2 is refused" in caplog.text, "the refusal")
+    assert "run `arrowhead rollback toy --candidate`" in caplog.text
+    assert "rollback toy`" not in caplog.text
+    assert value(server, tools) == 97
+
+
 @pytest.mark.parametrize("what", ["no text in a part", "nothing to pin"])
 def test_a_new_model_that_cannot_be_shown_is_refused_alone(
     repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture, what: str
