@@ -131,6 +131,10 @@ class Account:
                 own["tokens_computed"] = sum(batch.computed)
             self._line("info", "batch", ids, **own, ms=round(batch.seconds * 1000, 3))
 
+    def tell(self, level: str, message: str) -> None:
+        """Writes a line to the log that is of no batch."""
+        self._line(level, message, lambda: ())
+
     def _line(
         self, level: str, message: str, ids: Callable[[], Iterable[str]], **rest: object
     ) -> None:
@@ -165,7 +169,7 @@ class Account:
             except Exception as error:  # noqa: BLE001 (a Triton without metrics serves all the same)
                 # Those of this second are lost. The next may go: a full /dev/shm refuses them, too.
                 if not self._has_failed:
-                    self._line("warning", f"no metrics of batches: {error}", lambda: ())
+                    self.tell("warning", f"no metrics of batches: {error}")
                 self._has_failed = True
 
     def _tell_of_more(self, batches: Sequence[Batch]) -> None:

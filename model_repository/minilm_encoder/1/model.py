@@ -18,6 +18,7 @@ from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.errors import InvalidInput
 from arrowhead_engine.last_step import LastStep
 from arrowhead_engine.spec import Ids
+from arrowhead_engine.stillness import Stillness
 
 
 class TritonPythonModel:
@@ -41,6 +42,7 @@ class TritonPythonModel:
         self.tokenizer_folder = folder.parent / tokenizer / args["model_version"]
         family = partial(pb_utils.MetricFamily, kind=pb_utils.MetricFamily.COUNTER)
         self.account = Account(args["model_name"], args["model_version"], family)
+        self.stillness = Stillness(self.account.tell)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -83,9 +85,11 @@ class TritonPythonModel:
             ),
             lambda: [request.request_id() for request in requests],
         )
+        self.stillness.check(began)
         return answers
 
     def finalize(self) -> None:
+        self.stillness.close()
         self.account.close()
         del self.embed, self.encoder  # the last process of its version removes what they shared
 

@@ -18,6 +18,7 @@ import triton_python_backend_utils as pb_utils
 from arrowhead_engine.account import Account, Batch
 from arrowhead_engine.errors import InvalidInput
 from arrowhead_engine.spec import info, read_metadata
+from arrowhead_engine.stillness import Stillness
 from arrowhead_engine.tokenizer import Tokenizer, utf8
 
 FILES = ("tokenizer", "metadata")  # of a model, as JSON; outputs of the same names
@@ -32,6 +33,7 @@ class TritonPythonModel:
         self.info = json.dumps(info(read_metadata(self.folder / "metadata.json"))).encode()
         family = partial(pb_utils.MetricFamily, kind=pb_utils.MetricFamily.COUNTER)
         self.account = Account(args["model_name"], args["model_version"], family)
+        self.stillness = Stillness(self.account.tell)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         began = time.perf_counter()
@@ -63,9 +65,11 @@ class TritonPythonModel:
             ),
             lambda: [request.request_id() for request in requests],
         )
+        self.stillness.check(began)
         return answers
 
     def finalize(self) -> None:
+        self.stillness.close()
         self.account.close()
 
     def _answer(
