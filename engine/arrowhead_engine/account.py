@@ -178,7 +178,7 @@ class Account:
             self._told = None
             return
         number, last = sum(map(len, more)), more[-1][-1]
-        self._line("warning", f"refused {number} more requests; the last: {last}", lambda: ())
+        self.tell("warning", f"refused {number} more requests; the last: {last}")
 
     def _metric(self, name: str, labels: Labels) -> Metric:
         if name not in self._families:
