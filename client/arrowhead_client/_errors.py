@@ -16,7 +16,7 @@
     └── ServerError                the server, or the way to it; `.status` where one was received
         ├── InvalidRequest         the server refused this request: do not send it again
         ├── ModelNotFound          the server runs, but not with this model
-        ├── Unavailable            nobody answered: the only error that is retried
+        ├── Unavailable            nobody answered, or not now: the only error that is retried
         ├── TimedOut               no answer within `timeout_s`               (also a TimeoutError)
         └── UnexpectedResponse     an answer that is not what the model's contract says
 
@@ -25,6 +25,8 @@ command line exits with.
 """
 
 from __future__ import annotations
+
+import re
 
 _MOST_TOLD = 2000  # characters of a server's error
 
@@ -107,7 +109,7 @@ class ModelNotFound(ServerError):
 
 
 class Unavailable(ServerError):
-    """Nobody answered: no server, a server starting or stopping, or one that sheds load."""
+    """Nobody answered: no server, one that starts, stops or sheds load, or a model that died."""
 
 
 class TimedOut(ServerError, TimeoutError):
@@ -126,6 +128,10 @@ STATUSES: dict[type[ServerError], tuple[str, str]] = {
     TimedOut: ("504", "StatusCode.DEADLINE_EXCEEDED"),
 }
 _CLASS_OF = {status: error for error, pair in STATUSES.items() for status in pair}
+# A model's process died or is frozen, and Triton's word for it is that of any fault of its own.
+# `arrowhead serve` starts it anew within seconds.
+_FAULT = ("500", "StatusCode.INTERNAL")
+_DEAD_MODEL = re.compile(r"Stub process '[^']*' is not healthy")
 
 
 def from_status(status: str | None, message: str, *, server: str, timeout_s: float) -> ServerError:
@@ -144,6 +150,12 @@ def from_status(status: str | None, message: str, *, server: str, timeout_s: flo
         return timed_out(server, timeout_s, status=status)
     name = (status or "no status").removeprefix("StatusCode.")
     said = " ".join(message.split())
+    if status in _FAULT and _DEAD_MODEL.search(said):
+        return Unavailable(
+            f"{server} cannot answer now: a model's process died or hangs ({name}: {said}). "
+            "`arrowhead serve` starts it anew within seconds: ask again.",
+            status=status,
+        )
     if error is ModelNotFound:
         return error(
             f"{server} does not serve this model ({name}: {said}). Check the model's name "

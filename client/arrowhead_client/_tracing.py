@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 ENDPOINT, TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 _FLUSH_S = 2.0
+_UNSEEN: ContextVar[bool] = ContextVar("unseen", default=False)
 _LOG = logging.getLogger(__name__)
 
 
@@ -200,10 +202,20 @@ class Tracing:
         return self.span(f"embeddings {model}", self._trace.SpanKind.CLIENT, attributes=attributes)
 
 
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Calls for vectors have no span meanwhile: a probe's would be a trace of its own each time."""
+    before = _UNSEEN.set(True)
+    try:
+        yield
+    finally:
+        _UNSEEN.reset(before)
+
+
 def embedding(
     made: Tracing | None, model: str, request_id: str | None
 ) -> AbstractContextManager[Span | None]:
     """`Tracing.embedding`, or nothing."""
-    if made is None or not made.arrives:
+    if made is None or not made.arrives or _UNSEEN.get():
         return nullcontext()
     return made.embedding(model, request_id)

@@ -15,10 +15,8 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from google.protobuf import text_format
 from google.protobuf.json_format import MessageToDict
@@ -26,7 +24,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-defined]
 
-from arrowhead_conversion import pins
+from arrowhead_conversion import files, pins
 from arrowhead_conversion.errors import BadKey, BadSignature, RegistryError
 from arrowhead_conversion.repository import CANDIDATE, PARTS, check_name, locked
 from arrowhead_conversion.settings import WARMUP, scheduling
@@ -36,7 +34,6 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:arrowhead:model-version:1"
 
-_MOST_BYTES = 1 << 20  # of a signature, a key or a configuration
 _BLOCK = 1 << 20
 _OF_THE_VERSION = ("compute_dtype", pins.PREVIOUS, pins.HIGHEST)  # parameters that commands set
 
@@ -88,12 +85,12 @@ class Statement:
         try:
             if (raw["_type"], raw["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
                 raise ValueError(f"it is about {raw['predicateType']!r}, not {PREDICATE_TYPE!r}")
-            files = {
+            listed = {
                 str(one["name"]): (str(one["digest"]["sha256"]), int(one["annotations"]["size"]))
                 for one in raw["subject"]
             }
             said = raw["predicate"]
-            return cls(said["name"], said["version"], files, dict(said["configurations"]))
+            return cls(said["name"], said["version"], listed, dict(said["configurations"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"it is no statement about a version ({error!r})") from error
 
@@ -175,14 +172,14 @@ def sign(
                 f"{repository} holds no {name!r}{f' version {version}' if version else ''}; "
                 f"versions there: {', '.join(map(str, known)) or 'none'}"
             )
-        files = {}
+        read = {}
         for path in sorted(_files(repository, name, version)):
-            files[path] = _read(repository / path, progress=progress)
+            read[path] = _read(repository / path, progress=progress)
         configurations = {
             f"{name}{part}": config_sha256(_text(repository / f"{name}{part}"), name)
             for part in PARTS
         }
-        statement = Statement(name, version, files, configurations)
+        statement = Statement(name, version, read, configurations)
         envelope = Envelope(statement.payload(), PAYLOAD_TYPE, {})
         made = envelope.sign(signer)
         text = json.dumps(envelope.to_dict(), indent=2) + "\n"
@@ -302,8 +299,7 @@ def read_signature(repository: Path, name: str, version: int) -> bytes:
     """
     path = signature_path(repository, name, version)
     try:
-        with _opened(path) as file:
-            return file.read(_MOST_BYTES)
+        return files.read(path)
     except FileNotFoundError as error:
         raise BadSignature(
             f"{name} version {version} is not signed ({path} is missing); sign it with "
@@ -359,11 +355,8 @@ def _files(repository: Path, name: str, version: int) -> Iterator[str]:
         for file in (folder / str(version)).iterdir():
             if file.is_file() and not file.name.startswith(".") and file.name != SIGNATURE:
                 yield str(PurePosixPath(f"{name}{part}", str(version), file.name))
-        for extra in folder.iterdir():
-            if extra.is_dir() and not extra.name.isdecimal() and not extra.name.startswith("."):
-                for file in extra.rglob("*"):
-                    if file.is_file():
-                        yield str(PurePosixPath(f"{name}{part}", *file.relative_to(folder).parts))
+        for file in files.beside(folder):
+            yield str(PurePosixPath(f"{name}{part}", *file.relative_to(folder).parts))
 
 
 def _check_path(path: Path, file: str, name: str, version: int) -> None:
@@ -378,8 +371,7 @@ def _text(folder: Path) -> str:
     """A `config.pbtxt`, read once: what is checked is what is used."""
     path = folder / "config.pbtxt"
     try:
-        with _opened(path) as file:
-            return file.read(_MOST_BYTES).decode("utf-8")
+        return files.text(path)
     except (OSError, ValueError) as error:
         raise BadSignature(f"{path} cannot be read: {error}") from error
 
@@ -394,7 +386,7 @@ def _read(
     """SHA-256 and size of a file, and a copy of the very bytes; no more of it than `most` + 1."""
     digest, size = hashlib.sha256(), 0
     try:
-        with _opened(path) as file, (copy or Path(os.devnull)).open("wb") as target:
+        with files.opened(path) as file, (copy or Path(os.devnull)).open("wb") as target:
             while block := file.read(_BLOCK):
                 size += len(block)
                 digest.update(block)
@@ -406,16 +398,6 @@ def _read(
     except OSError as error:
         raise BadSignature(f"{error.filename or path}: {error.strerror}") from error
     return digest.hexdigest(), size
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    # Without waiting: a pipe in a file's place would else hold us for ever.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(0, "is no regular file", str(path))
-        yield file
 
 
 def _read_private_key(path: Path) -> CryptoSigner:
@@ -435,13 +417,13 @@ def _read_private_key(path: Path) -> CryptoSigner:
 def _key_file(path: Path, closed: int, met: str, wanted: int) -> bytes:
     """What stands in a key's file, which others have no hand in."""
     try:
-        with _opened(path) as file:
+        with files.opened(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & closed:
                 raise BadKey(
                     f"{path} {met} (mode {mode:03o}); wanted {wanted}: chmod {wanted} {path}"
                 )
-            return file.read(_MOST_BYTES)
+            return files.taken(file, path)
     except OSError as error:
         raise BadKey(f"cannot read the key {path}: {error.strerror}") from error
 

@@ -105,6 +105,7 @@ class Account:
         self._families: dict[str, Family] = {}
         self._metrics: dict[Series, Metric] = {}
         self._batches: list[Batch] = []
+        self._told: Batch | None = None  # whose refusals had a line of their own, of late
         self._over = threading.Event()
         self._has_failed = False
         self._logs_batches = bool(os.environ.get(BATCHES_VARIABLE))
@@ -117,9 +118,14 @@ class Account:
         self._thread.join()
 
     def add(self, batch: Batch, ids: Callable[[], Iterable[str]]) -> None:
-        """Takes note of a batch; `ids` tells those of its requests, if they are wanted."""
+        """Takes note of a batch; `ids` tells those of its requests, if they are wanted.
+
+        Of batches with refused requests the first has a line. What follows within a second, or
+        while that goes on, is told of in one a second: a stranger must not fill the log.
+        """
         self._batches.append(batch)
-        if batch.refused:
+        if batch.refused and self._told is None:
+            self._told = batch
             number, first = len(batch.refused), batch.refused[0]
             self._line(
                 "warning", f"refused {number} of a batch's requests; the first: {first}", ids
@@ -162,6 +168,7 @@ class Account:
         while not is_over:
             is_over = self._over.wait(PERIOD_S)
             batches, self._batches = self._batches, []
+            self._tell_of_more(batches)
             try:
                 for series, number in _sums(batches).items():
                     if series not in self._metrics:
@@ -173,6 +180,14 @@ class Account:
                 if not self._has_failed:
                     self.tell("warning", f"no metrics of batches: {error}")
                 self._has_failed = True
+
+    def _tell_of_more(self, batches: Sequence[Batch]) -> None:
+        more = [one.refused for one in batches if one.refused and one is not self._told]
+        if not more:
+            self._told = None
+            return
+        number, last = sum(map(len, more)), more[-1][-1]
+        self.tell("warning", f"refused {number} more requests; the last: {last}")
 
     def _metric(self, name: str, labels: Labels) -> Metric:
         if name not in self._families:

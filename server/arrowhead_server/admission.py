@@ -8,7 +8,8 @@ it costs: room for the weights, and one to two seconds for each gigabyte.
 """
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -44,8 +45,12 @@ class Admission:
     def __contains__(self, pair: Pair) -> bool:
         return pair in self._admitted
 
-    def admit(self, pair: Pair) -> None:
+    def admit(self, pair: Pair, progress: signing.Progress = lambda _: None) -> None:
         """Proves a version and copies it, unless its copy is there; may take long.
+
+        Args:
+            pair: the version.
+            progress: called with how many more bytes were read; what it raises ends the copying.
 
         Raises:
             NotSignedError: the message says which file is at fault, and what to do. A copy that
@@ -57,12 +62,11 @@ class Admission:
             if pair in self._admitted and self._admitted[pair][2] == signature:
                 return
             copy.mkdir(parents=True, mode=0o700)
-            statement = signing.check(self._repository, *pair, self._key, copy)
+            with _removed_on_failure(copy):
+                statement = signing.check(self._repository, *pair, self._key, copy, progress)
         except BadSignature as error:
-            shutil.rmtree(copy, ignore_errors=True)
             raise NotSignedError(str(error)) from error
         except OSError as error:  # the copy cannot be made: most likely no room is left
-            shutil.rmtree(copy, ignore_errors=True)
             raise NotSignedError(
                 f"{pair[0]} version {pair[1]} cannot be copied to {self._folder} "
                 f"({error.strerror}); make room there, or set TMPDIR"
@@ -91,3 +95,12 @@ class Admission:
         """Removes the copies of all other versions."""
         for pair in self._admitted.keys() - pairs:
             shutil.rmtree(self._admitted.pop(pair)[0])
+
+
+@contextmanager
+def _removed_on_failure(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

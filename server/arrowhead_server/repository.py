@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from arrowhead_conversion import pins
+from arrowhead_conversion import files, pins
 from arrowhead_server.errors import RepositoryError
 
 # Brackets are optional in the text format, colons before braces too.
@@ -94,7 +94,8 @@ def look_through(
         except RepositoryError as error:
             faults[config.parent.name] = error
         except (OSError, ValueError) as error:  # removed meanwhile, not ours to read, no UTF-8
-            faults[config.parent.name] = RepositoryError(f"{config} cannot be read: {error}")
+            why = getattr(error, "strerror", None) or error
+            faults[config.parent.name] = RepositoryError(f"{config} cannot be read: {why}")
         else:
             models += [model] if model is not None else []
     if not models and not faults:
@@ -106,7 +107,7 @@ def look_through(
 
 
 def _embedding_model(repository: Path, config: Path) -> EmbeddingModel | None:
-    text = config.read_text(encoding="utf-8")
+    text = files.text(config)
     if "ensemble" not in pins.strings(text, "platform"):
         return None
     name = config.parent.name

@@ -17,12 +17,13 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from arrowhead_conversion import files
 from arrowhead_server.errors import NotSignedError, RepositoryError
 from arrowhead_server.probe import FAILURES_IN_A_ROW, Part, Pulse
 from arrowhead_server.repository import EmbeddingModel, Pair, look_through, read_repository
@@ -33,9 +34,9 @@ if TYPE_CHECKING:  # it takes what only signed models need
 
 LOGGER = logging.getLogger(__name__)
 
-
 LOAD_TIMEOUT_S = 300.0  # large models on slow disks
 QUIET_S = 3.0  # so long nobody has asked a version that is to be freed
+_CANDIDATE = "_candidate"  # ends the name of the ensemble over a version that is tried out
 _FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<why>[^\n]+)")
 _UNREADABLE = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<why>[^\n]+)")
 
@@ -104,12 +105,17 @@ def next_state(
     return State(frozenset(to_load | in_use | (leaving - set(refused))), serving)
 
 
+class _LeftOff(Exception):
+    """A look was asked to end before it was through."""
+
+
 @dataclass(frozen=True)
 class _Turn:
     """An ensemble that was shown at another version, until Triton has taken that up."""
 
     before: EmbeddingModel | None
     since: float
+    times: tuple[float, ...]  # of its files, before they were read
 
 
 class Rollout:
@@ -117,7 +123,7 @@ class Rollout:
 
     `look` only asks, and may be slow; `apply` only changes files, at once. So the first may run
     beside the supervisor, which does the second itself, after it has taken leave of the processes
-    that are about to end.
+    that are about to end. A look must be over before anything else is called but `leave_off`.
 
     Args:
         repository: what is served.
@@ -140,10 +146,14 @@ class Rollout:
         self.restart = ""
         self._repository = repository
         self._refused: dict[Pair, tuple[float, ...]] = {}  # with the times of its files
+        # Likewise, of those whose parts are well.
+        self._refused_ensembles: dict[EmbeddingModel, tuple[float, ...]] = {}
+        self._wanted: list[EmbeddingModel] = []  # by the repository, at the last look
         self._last: dict[str, EmbeddingModel] = {}  # what served, and was proved
         self._complaints: dict[str, str] = {}
         self._deaths: dict[Pair, int] = {}  # of Triton, while it loaded this
         self._starts = 0  # since the last good one
+        self._is_left_off = False
         self._forget()
 
     def _forget(self) -> None:
@@ -152,6 +162,7 @@ class Rollout:
         self._since: dict[Pair, float] = {}  # when it was shown
         self._quiet: dict[Pair, tuple[int | None, float]] = {}  # answers given, and since when
         self._heard: dict[str, dict[int, str]] = {}  # by model and version: why it did not load
+        self._tried: dict[Pair, tuple[float, ...]] = {}  # times of its files, before it was read
         self._failures: dict[Pair, int] = {}  # of its first inferences, in a row
         self._turns: dict[str, _Turn] = {}
         self._prints: dict[Pair, str] = {}  # of what served, by its name and version
@@ -166,8 +177,11 @@ class Rollout:
         """The parts whose end is a failure: all that have answered, and stay in `state`."""
         return parts(self._proved & self.state.pairs & state.pairs)
 
-    def begin(self) -> None:
+    def begin(self, progress: Callable[[int], object]) -> None:
         """Shows all that is to be served at once, to a Triton that is about to start.
+
+        Args:
+            progress: called now and then while signed versions are copied, which may take long.
 
         Raises:
             RepositoryError: there is nothing to serve, or it is not signed.
@@ -179,6 +193,7 @@ class Rollout:
                 self._refuse(pair, "Triton died each time while it loaded")
         self.hanging.clear()
         self.restart = ""
+        self._is_left_off = False
         self._forget()
         self.shown.clear()
         self.state = State()
@@ -189,7 +204,7 @@ class Rollout:
         try:
             if not served or self._starts % 2 == 0:
                 served = list(read_repository(self._repository))
-            self._admit_all({model.pair for model in served})
+            self._admit_all({model.pair for model in served}, progress)
             self.apply(State.of(served))
         except (OSError, ValueError) as error:
             raise RepositoryError(f"the repository cannot be read: {error}") from error
@@ -217,6 +232,10 @@ class Rollout:
             version = int(found.groupdict().get("version") or 0)
             self._heard.setdefault(found["model"], {})[version] = why
 
+    def leave_off(self) -> None:
+        """Has a look that is under way end soon: a copy of gigabytes is given up. Any thread."""
+        self._is_left_off = True
+
     def look(self, pulse: Pulse) -> State:
         """What to show next; asks the repository and Triton, and decides who is refused."""
         try:
@@ -237,12 +256,14 @@ class Rollout:
             *models,
             *(self.state.serving[name] for name in faults if name in self.state.serving),
         ]
-        self._forgive({model.pair for model in wanted})
+        self._wanted = wanted
+        self._forgive()
         self._admit_new({model.pair for model in wanted})
         proved = self._proved
         for pair in sorted(self.state.pairs - proved - self._refused.keys()):
             self._judge(pair, pulse, proved)
         shown = self._turned(pulse)
+        wanted = self._followed(shown)
         busy = {pair for pair in self.state.pairs if not self._is_quiet(pair, wanted, pulse)}
         busy |= {t.before.pair for t in self._turns.values() if t.before}
         state = next_state(shown, wanted, proved=proved, refused=self._refused, busy=busy)
@@ -275,30 +296,31 @@ class Rollout:
             if old == model:
                 continue
             self._heard.pop(name, None)
+            times = self._times(model.pair, [name])
             try:
                 self.shown.show_ensemble(model)
             except (OSError, ValueError, NotSignedError) as error:
                 if at_start:
                     raise
-                self._refuse(model.pair, str(error))
+                self._refuse_ensemble(model, str(error), times)
                 if old is not None:
                     serving[name] = old
                 else:
                     del serving[name]
                 continue
-            self._turns[name] = _Turn(old, time.monotonic())
+            self._turns[name] = _Turn(old, time.monotonic(), times)
             self._prints.setdefault((name, model.version), self._print(model))
         for name in before.serving.keys() - state.serving.keys():
             self.shown.hide_ensemble(name)
             self._turns.pop(name, None)
-            self._last.pop(name, None)
-            LOGGER.warning("%s is not served any more", name)
+            if self._last.pop(name, None) is not None:
+                LOGGER.warning("%s is not served any more", name)
         used = {model.pair for model in serving.values()}
         for pair in sorted(before.pairs - state.pairs - used):
             self._hide(pair)
         self.state = State(frozenset(pairs | (used & before.pairs)), serving)
 
-    def _admit_all(self, pairs: Collection[Pair]) -> None:
+    def _admit_all(self, pairs: Collection[Pair], progress: Callable[[int], object]) -> None:
         """At a start. What served before serves again, whatever its files have become since.
 
         Raises:
@@ -308,7 +330,7 @@ class Rollout:
             return
         for pair in sorted(pairs):
             try:
-                self._admission.admit(pair)
+                self._admission.admit(pair, progress)
             except NotSignedError as error:
                 if pair not in self._admission:
                     raise
@@ -319,12 +341,18 @@ class Rollout:
             return
         self._admission.keep({*wanted, *self.state.pairs})
         for pair in sorted({*wanted} - self.state.pairs - self._refused.keys()):
+            self._tried.setdefault(pair, self._times(pair))
             try:
-                self._admission.admit(pair)
+                self._admission.admit(pair, self._go_on)
             except NotSignedError as error:
                 self._refuse(pair, str(error))
 
+    def _go_on(self, _: int) -> None:
+        if self._is_left_off:
+            raise _LeftOff
+
     def _show(self, pair: Pair) -> None:
+        self._tried.setdefault(pair, self._times(pair))
         shown: list[Part] = []
         try:
             for part, version in sorted(parts([pair])):
@@ -342,6 +370,7 @@ class Rollout:
             self.shown.hide_part(part, version)
         self._proved.discard(pair)
         self._failures.pop(pair, None)
+        self._tried.pop(pair, None)
 
     def _complain(self, complaints: dict[str, str]) -> None:
         for what, why in complaints.items():
@@ -374,17 +403,39 @@ class Rollout:
             self._refuse(pair, why)
 
     def _refuse(self, pair: Pair, why: str) -> None:
-        base, version = pair
         self._deaths.pop(pair, None)
-        self._refused[pair] = self._times(pair)
+        # What was put right since it was read is to be tried.
+        self._refused[pair] = self._tried.pop(pair, ()) or self._times(pair)
+        LOGGER.warning("%s version %d is refused, %s", *pair, self._told(pair, why))
+
+    def _refuse_ensemble(self, model: EmbeddingModel, why: str, times: tuple[float, ...]) -> None:
+        """What is at fault is its configuration: others may use the same parts."""
+        self._refused_ensembles[model] = times
+        if model.name == model.base:
+            LOGGER.warning("%s version %d is refused, %s", *model.pair, self._told(model.pair, why))
+            return
+        path = self._repository / model.name / "config.pbtxt"
         LOGGER.warning(
-            "%s version %d is refused, what was served stays: %s; run `arrowhead rollback %s`, or "
-            "convert it again",
-            base,
-            version,
+            "%s is not served over %s version %d, what was served stays: %s; %s",
+            model.name,
+            *model.pair,
             why,
-            base,
+            _end_of_candidacy(model.base)
+            if model.name == f"{model.base}{_CANDIDATE}"
+            else f"put {path} right, or remove its folder",
         )
+
+    def _told(self, pair: Pair, why: str) -> str:
+        """Why a version is refused, and what to do: it is not always the model that asks for it."""
+        base = pair[0]
+        users = sorted(model.name for model in self._wanted if model.pair == pair)
+        if not users or base in users:
+            advice = f"run `arrowhead rollback {base}`, or convert it again"
+        elif f"{base}{_CANDIDATE}" in users:
+            advice = f"{_end_of_candidacy(base)}, or convert it again"
+        else:
+            advice = f"pin the steps of {', '.join(users)} to another version, or convert it again"
+        return f"what was served stays: {why}; {advice}"
 
     def _turned(self, pulse: Pulse) -> State:
         """What is shown, but for ensembles that Triton does not take up: they turn back."""
@@ -404,7 +455,7 @@ class Rollout:
             if why is None and time.monotonic() - turn.since > LOAD_TIMEOUT_S:
                 why = f"its ensemble was not taken up within {LOAD_TIMEOUT_S:.0f} s"
             if why is not None:
-                self._refuse(model.pair, why)
+                self._refuse_ensemble(model, why, turn.times)
                 if turn.before is None:
                     del serving[name]
                 else:
@@ -427,25 +478,40 @@ class Rollout:
         """A fingerprint of what is behind a model: its certificate, else its files."""
         folders = [self._repository / part / str(model.version) for part in model.parts]
         try:
-            files = hashlib.sha256((folders[1] / "metadata.json").read_bytes()).hexdigest()
+            met = hashlib.sha256(files.read(folders[1] / "metadata.json")).hexdigest()
         except OSError:
-            files = repr(_times(file for folder in folders for file in folder.glob("*")))
-        return f"{model.base} {files}"
+            met = repr(_times(file for folder in folders for file in folder.glob("*")))
+        return f"{model.base} {met}"
 
-    def _forgive(self, wanted: Collection[Pair]) -> None:
-        """A refused version is tried again once its files have changed, or it is wanted anew."""
+    def _followed(self, shown: State) -> list[EmbeddingModel]:
+        """What is wanted; in place of an ensemble that was refused, what is shown of its name."""
+        followed = (
+            shown.serving.get(model.name) if model in self._refused_ensembles else model
+            for model in self._wanted
+        )
+        return [model for model in followed if model is not None]
+
+    def _forgive(self) -> None:
+        """What was refused is tried again once its files have changed, or it is wanted anew."""
+        wanted = {model.pair for model in self._wanted}
         for pair, times in list(self._refused.items()):
             if pair not in wanted or self._times(pair) != times:
                 del self._refused[pair]
+        for model, times in list(self._refused_ensembles.items()):
+            if model not in self._wanted or self._times(model.pair, [model.name]) != times:
+                del self._refused_ensembles[model]
 
-    def _times(self, pair: Pair) -> tuple[float, ...]:
+    def _times(self, pair: Pair, ensembles: Collection[str] = ()) -> tuple[float, ...]:
+        """Of a version's files, and of these ensembles'; by default of both that are ours."""
         base, _ = pair
-        ensembles = base, f"{base}_candidate"
-        files = [self._repository / name / "config.pbtxt" for name in ensembles]
+        ensembles = ensembles or [base, f"{base}{_CANDIDATE}"]
+        found = [self._repository / name / "config.pbtxt" for name in ensembles]
         for part, version in parts([pair]):
             folder = self._repository / part
-            files += [folder / "config.pbtxt", *(folder / str(version)).glob("*")]
-        return _times(files)
+            found += [folder / "config.pbtxt", *(folder / str(version)).glob("*")]
+            with suppress(OSError):
+                found += files.beside(folder)
+        return _times(found)
 
     def _is_quiet(self, pair: Pair, wanted: Collection[EmbeddingModel], pulse: Pulse) -> bool:
         """Whether a version that nobody is to ask any more has not been asked for `QUIET_S`."""
@@ -462,10 +528,14 @@ class Rollout:
         return now - since >= QUIET_S
 
 
-def _times(files: Iterable[Path]) -> tuple[float, ...]:
-    """When the files were changed last; those that are not there have no time."""
+def _times(paths: Iterable[Path]) -> tuple[float, ...]:
+    """When files were changed last; those that are not there have no time."""
     times = []
-    for file in files:
+    for file in paths:
         with suppress(OSError):
             times.append(file.stat().st_mtime)
     return tuple(sorted(times))
+
+
+def _end_of_candidacy(base: str) -> str:
+    return f"run `arrowhead rollback {base} --candidate`"

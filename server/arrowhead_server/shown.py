@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arrowhead_conversion import pins
+from arrowhead_conversion import files, pins
 from arrowhead_conversion.errors import RegistryError
 from arrowhead_server.repository import EmbeddingModel
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # it takes what only signed models need
 
 # Further than a server runs, and not beyond 2038, where some file systems end.
 _AHEAD_NS = 5 * 365 * 86_400 * 10**9
+_MOST_BESIDE = 64 << 20  # bytes of what lies beside a part's versions; it is copied
 
 
 class Shown:
@@ -106,10 +107,12 @@ class Shown:
         stage.rename(model / str(version))
         # What the configuration names, such as `warmup`. A copy: Triton would take a change of it
         # for a change of the model, and load all its versions once more.
-        for extra in source.iterdir():
-            if extra.is_dir() and not extra.name.isdecimal() and not extra.name.startswith("."):
-                shutil.copytree(extra, model / extra.name)
-        config = (source / "config.pbtxt").read_text(encoding="utf-8")
+        room = _MOST_BESIDE
+        for extra in files.beside(source):
+            copy = model / extra.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            room -= files.copy(extra, copy, room)
+        config = files.text(source / "config.pbtxt")
         config = pins.without(config, "version_policy") + "\nversion_policy: { all { } }\n"
         (model / "config.pbtxt").write_text(config, encoding="utf-8")
         model.rename(target)
@@ -138,7 +141,7 @@ class Shown:
         if config is None:
             path = self._repository / model.name / "config.pbtxt"
             try:
-                text = path.read_text(encoding="utf-8")
+                text = files.text(path)
                 if self._admission is not None:
                     self._admission.check_ensemble(model, text)
                 config = pins.with_pin(text, model.version)

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -54,6 +54,7 @@ _Answer = TypeVar("_Answer")
 
 START_TIMEOUT_S = 300.0  # large models on slow disks
 READINESS_POLL_S = 0.02
+LONGEST_WAIT_S = 1.0  # of the supervising thread, so that it is seen to be alive
 LOOK_INTERVAL_S = 1.0  # between two looks at the repository; Triton takes its own as often
 SECOND_LOOK_S = 0.2  # after a probe that failed
 MAX_FAILED_STARTS = 5
@@ -122,6 +123,8 @@ class Server:
         self._process: TritonProcess | None = None
         self._pulse = Pulse(address, (), probe_timeout_s)
         self._rollout: Rollout | None = None
+        self._look: Future[State] | None = None  # at the repository; under way, or not taken yet
+        self._turned_at = time.monotonic()
         self._log = Log()
         self._early_deaths = 0
         self._drain_s = drain_s
@@ -186,6 +189,13 @@ class Server:
         if (hanging := self._pulse.hanging()) is not None:
             return Condition.HANGING, hanging
         return Condition.READY, ""
+
+    def silent_s(self) -> float:
+        """The seconds since the supervising thread last did anything. May be called by any thread.
+
+        About one while it runs. Triton may be well meanwhile, but nobody would notice its death.
+        """
+        return time.monotonic() - self._turned_at
 
     @property
     def shm_prefix(self) -> str:
@@ -304,7 +314,12 @@ class Server:
         began = time.monotonic()
         check_ports(self.address)
         self._log = Log()
-        rollout.begin()
+        # A look at the last one may be under way, which may not run beside `begin`.
+        rollout.leave_off()
+        if self._look is not None:
+            wait([self._look])
+            self._look = None
+        rollout.begin(lambda _: self._turn())
         command = triton.command_line(
             found,
             rollout.shown.folder,
@@ -318,6 +333,7 @@ class Server:
         self._pulse = pulse = Pulse(self.address, rollout.models, self._probe_timeout_s)
         while not pulse.is_ready():
             ended = process.wait(READINESS_POLL_S)
+            self._turn()
             if self._stopping:
                 return
             if ended is not None or self._log.is_fatal:
@@ -329,7 +345,9 @@ class Server:
         process.watch_stubs(rollout.live(rollout.state))
         first = self._ask(prober, pulse.failures)
         while not first.done():
-            if (ended := process.wait(START_TIMEOUT_S)) is not None:
+            ended = process.wait(LONGEST_WAIT_S)
+            self._turn()
+            if ended is not None:
                 raise StartError(f"{ended} at its first inference")
             if self._stopping:
                 return
@@ -349,31 +367,32 @@ class Server:
         process, pulse = self._process, self._pulse
         assert process is not None  # noqa: S101 (tells the type checker)
         probe: Future[str | None] | None = None
-        look: Future[State] | None = None
         next_probe = time.monotonic() + self._probe_interval_s
         next_look = time.monotonic() + LOOK_INTERVAL_S
         while not self._stopping:
             # A question that is being asked wakes us with its answer.
-            due = [self._probe_interval_s]
+            due = [LONGEST_WAIT_S]
             due += [] if probe else [next_probe - time.monotonic()]
-            due += [] if look else [next_look - time.monotonic()]
+            due += [] if self._look else [next_look - time.monotonic()]
             if self._drained_at is not None:
                 if (left_s := self._drained_at - time.monotonic()) <= 0:
                     return None
                 due.append(left_s)
-            if (ended := process.wait(min(due))) is not None:
+            ended = process.wait(min(due))
+            self._turn()
+            if ended is not None:
                 return ended
-            if look is None:
+            if self._look is None:
                 if time.monotonic() >= next_look:
-                    look = self._ask(looker, partial(rollout.look, pulse))
-            elif look.done():
-                if (error := look.exception()) is None:
-                    self._follow(look.result(), rollout, process, pulse)
+                    self._look = self._ask(looker, partial(rollout.look, pulse))
+            elif self._look.done():
+                if (error := self._look.exception()) is None:
+                    self._follow(self._look.result(), rollout, process, pulse)
                 else:  # whatever it is, what is served goes on
                     LOGGER.error("the repository is not followed: %r", error)
                 if rollout.restart:
                     return rollout.restart
-                look, next_look = None, time.monotonic() + LOOK_INTERVAL_S
+                self._look, next_look = None, time.monotonic() + LOOK_INTERVAL_S
             if probe is None:
                 if time.monotonic() >= next_probe:
                     probe = self._ask(prober, pulse.beat)
@@ -424,13 +443,17 @@ class Server:
                 LOGGER.warning("Triton answers again after %.2f s", self.restarts[-1].recovery_s)
                 return
 
+    def _turn(self) -> None:
+        self._turned_at = time.monotonic()
+
     def _pause(self, count: int) -> None:
         """Waits longer the more went wrong in a row, not at all the first time."""
         delay_s = min(FIRST_DELAY_S * 2 ** (count - 1), MAX_DELAY_S) if count else 0.0
         deadline = time.monotonic() + delay_s
         while not self._stopping and (left := deadline - time.monotonic()) > 0:
-            if select.select([self._wake], [], [], left)[0]:
+            if select.select([self._wake], [], [], min(left, LONGEST_WAIT_S))[0]:
                 os.eventfd_read(self._wake)
+            self._turn()
 
     def _end(self) -> None:
         is_up, self._is_up = self._is_up, False
@@ -438,6 +461,8 @@ class Server:
         if not is_asked_to:
             self._ends_because = "it did not come up, or not again"
         self._stopping = True
+        if self._rollout is not None:
+            self._rollout.leave_off()  # its thread is waited for
         if is_up and is_asked_to and self._process is not None:
             self._process.end_gracefully(triton.EXIT_TIMEOUT_S)
         self._kill()

@@ -45,7 +45,8 @@ class Script:
     """What a server does: by default it answers well.
 
     Attributes:
-        faults: taken one a request: `(http, grpc)` statuses to answer with, or None to answer well.
+        faults: taken one a request: `(http, grpc)` statuses to answer with and perhaps a message,
+            or None to answer well.
         sleep_s: how long each answer takes, unless the server is being stopped.
         ready: what the health checks say.
         output: the name given to the embeddings.
@@ -55,7 +56,7 @@ class Script:
         connections: how many were made, over HTTP.
     """
 
-    faults: deque[tuple[int, grpc.StatusCode] | None] = field(default_factory=deque)
+    faults: deque[Any] = field(default_factory=deque)
     sleep_s: float = 0.0
     ready: bool = True
     output: str = "embeddings"
@@ -89,8 +90,8 @@ class Script:
 
 
 class Fault(Exception):
-    def __init__(self, http: int, rpc: grpc.StatusCode) -> None:
-        self.http, self.rpc = http, rpc
+    def __init__(self, http: int, rpc: grpc.StatusCode, message: str = "as scripted") -> None:
+        self.http, self.rpc, self.message = http, rpc, message
 
 
 class _Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -112,7 +113,7 @@ class _Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
         try:
             parameters = self.script.config(request.name)
         except Fault as fault:
-            context.abort(fault.rpc, "as scripted")
+            context.abort(fault.rpc, fault.message)
         response = service_pb2.ModelConfigResponse()
         for key, value in parameters.items():
             response.config.parameters[key].string_value = value
@@ -126,7 +127,7 @@ class _Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc
                 request.model_name, texts, [output.name for output in request.outputs]
             )
         except Fault as fault:
-            context.abort(fault.rpc, "as scripted")
+            context.abort(fault.rpc, fault.message)
         response = service_pb2.ModelInferResponse(model_name=request.model_name)
         for name, array in answer.items():
             response.outputs.add(
@@ -153,7 +154,7 @@ class _Http(BaseHTTPRequestHandler):
             try:
                 parameters = self.script.config(self.path.split("/")[3])
             except Fault as fault:
-                self.reply(fault.http, json.dumps({"error": "as scripted"}).encode())
+                self.reply(fault.http, json.dumps({"error": fault.message}).encode())
                 return
             told = {key: {"string_value": value} for key, value in parameters.items()}
             self.reply(200, json.dumps({"name": "minilm", "parameters": told}).encode())
@@ -176,7 +177,7 @@ class _Http(BaseHTTPRequestHandler):
                 self.path.split("/")[3], texts, [output["name"] for output in request["outputs"]]
             )
         except Fault as fault:
-            self.reply(fault.http, json.dumps({"error": "as scripted"}).encode())
+            self.reply(fault.http, json.dumps({"error": fault.message}).encode())
             return
         binary = request["outputs"][0]["parameters"]["binary_data"]
         outputs, tail = [], b""

@@ -38,6 +38,8 @@ UNAVAILABLE = (503, grpc.StatusCode.UNAVAILABLE)
 INVALID = (400, grpc.StatusCode.INVALID_ARGUMENT)
 NOT_FOUND = (404, grpc.StatusCode.NOT_FOUND)
 INTERNAL = (500, grpc.StatusCode.INTERNAL)
+# Triton's own words, over both roads.
+DEAD_MODEL = (*INTERNAL, "in ensemble 'minilm', Stub process 'minilm_encoder_0_0' is not healthy.")
 LATE = (504, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 TEXTS = [
@@ -120,10 +122,12 @@ def test_reading_prompts_fails_and_is_retried_as_a_request(road: Any) -> None:
         (INTERNAL, ServerError),
         (LATE, TimedOut),
         (UNAVAILABLE, Unavailable),
+        (DEAD_MODEL, Unavailable),
+        ((*INVALID, DEAD_MODEL[-1]), InvalidRequest),  # a caller's own words, told back
     ],
 )
 def test_a_status_becomes_its_error(
-    road: Any, fault: tuple[int, grpc.StatusCode], error: type[ServerError]
+    road: Any, fault: tuple[Any, ...], error: type[ServerError]
 ) -> None:
     road.server.script.faults.append(fault)
     with pytest.raises(ServerError) as caught:
@@ -142,8 +146,9 @@ def test_nothing_but_unavailable_is_retried(road: Any, fault: Any) -> None:
     assert len(road.server.script.seen) == 1
 
 
-def test_unavailable_is_retried(road: Any, expected: Any) -> None:
-    road.server.script.faults.extend([UNAVAILABLE, UNAVAILABLE])
+@pytest.mark.parametrize("fault", [UNAVAILABLE, DEAD_MODEL])
+def test_unavailable_is_retried(road: Any, expected: Any, fault: Any) -> None:
+    road.server.script.faults.extend([fault, fault])
     np.testing.assert_array_equal(road.call("embed", ["a"]), expected(["a"]))
     assert len(road.server.script.seen) == 3
 

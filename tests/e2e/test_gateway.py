@@ -6,9 +6,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,8 @@ import numpy.typing as npt
 import openai
 import pytest
 
-from arrowhead_client import Client, cosine_similarity, truncate_dimensions
+from arrowhead_client import Client, Unavailable, cosine_similarity, truncate_dimensions
+from arrowhead_server import probe
 from arrowhead_server.address import free_address
 from arrowhead_server.supervisor import Server, running_server
 
@@ -284,6 +289,50 @@ def test_without_triton_it_says_so_in_each_dialect() -> None:
             assert other.headers["Retry-After"] == "1"
     finally:
         stopped(process)
+
+
+def test_a_model_whose_process_does_not_answer_is_asked_again(
+    minilm_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's word for it is INTERNAL and 500, as for faults that stay."""
+
+    def embed(url: str, retries: int) -> str:
+        with Client(url, retries=retries) as client:
+            try:
+                client.embed(f"over {url} {retries}")
+            except Unavailable as error:
+                return str(error)
+        return "a vector"
+
+    def ask(path: str, body: dict[str, Any]) -> httpx.Response:
+        return httpx.post(f"{url}{path}", json=body, timeout=30)
+
+    monkeypatch.setattr(probe, "FAILURES_IN_A_ROW", 8)  # ten seconds and more
+    with running_server(minilm_repository) as server, ThreadPoolExecutor() as beside:
+        process, url = started(f"--url={server.grpc_url}", stderr=subprocess.DEVNULL)
+        try:
+            assert ask("/embed", {"inputs": "before"}).status_code == 200
+            (pid,) = server.stub_pids()["minilm_encoder"]
+            os.kill(pid, signal.SIGSTOP)  # until the supervisor has seen enough, and kills it
+            tei = beside.submit(ask, "/embed", {"inputs": "now"})
+            other = beside.submit(ask, "/v1/embeddings", {"input": "and", "model": "minilm"})
+            urls = server.grpc_url, server.http_url
+            once = [beside.submit(embed, road, 0) for road in urls]
+            again = [beside.submit(embed, road, 8) for road in urls]
+            for failed in once:
+                assert "a model's process died or hangs" in failed.result()
+            assert tei.result().status_code == other.result().status_code == 503
+            assert tei.result().headers["Retry-After"] == other.result().headers["Retry-After"]
+            assert tei.result().json()["error_type"] == "Unhealthy"
+            assert "a model's process died or hangs" in tei.result().json()["error"]
+            assert "Tried 3 times" in tei.result().json()["error"]
+            assert server.restarts == []
+            for answered in again:
+                assert answered.result() == "a vector"
+            assert len(server.restarts) == 1
+            assert ask("/embed", {"inputs": "after"}).status_code == 200
+        finally:
+            stopped(process)
 
 
 def test_a_model_of_an_older_arrowhead_is_said_to_be_one(

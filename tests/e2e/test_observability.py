@@ -424,3 +424,19 @@ def test_no_text_and_no_key_is_in_any_log_or_span(stack: Stack) -> None:
     told = "".join(span.raw for span in stack.otlp.spans)
     assert "xylophone" not in told
     assert stack.key not in told
+
+
+def test_probes_are_no_traces(stack: Stack) -> None:
+    for path in ("/health", "/ready", "/metrics"):
+        assert httpx.get(f"{stack.bare}{path}", timeout=10).status_code == 200
+    trace_id = f"{999:032x}"
+    httpx.post(
+        f"{stack.bare}/embed",
+        json={"inputs": f"{SENTINEL} after the probes"},
+        headers={"traceparent": f"00-{trace_id}-{PARENT}-01"},
+    )
+    wait_until(lambda: "embeddings minilm" in by_name(stack.otlp.of(trace_id)), "later spans")
+    spans = [span for span in stack.otlp.spans if span.service == "arrowhead-gateway"]
+    assert "embeddings minilm" not in {span.name for span in spans if not span.parent}
+    probed = ("GET /health", "GET /ready", "GET /metrics")
+    assert not {span.name for span in spans} & {*probed}

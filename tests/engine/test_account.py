@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 
@@ -117,6 +118,39 @@ def test_lines_are_of_batches_and_only_if_wanted(
     }
     wanted = {"part": told["part"], "level": "info", "message": "more ids of the last line"}
     assert more == [wanted] * len(more)
+
+
+def test_refusals_fill_no_log_and_are_all_counted(
+    kept: dict[tuple[str, str], float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    account = Account("minilm_encoder", "3", Family)
+    began = time.monotonic()
+    refused = 0
+    while time.monotonic() - began < 2.5 * PERIOD_S:
+        batch(account, f"text {refused}", f"text {refused + 1}", ids=("an-id",))
+        refused += 2
+        time.sleep(0.001)
+    account.close()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert lines[0]["message"].startswith("refused 2 of a batch's requests; the first: text 0")
+    assert 2 <= len(lines) <= 5  # at once, after each second, at the end
+    more = [re.fullmatch(r"refused (\d+) more requests; .*", one["message"]) for one in lines[1:]]
+    assert 2 + sum(int(one[1]) for one in more if one) == refused > 100
+    assert f"the last: text {refused - 1}" in lines[-1]["message"]
+    assert kept["requests_refused_total", ""] == refused
+
+
+def test_who_is_refused_after_a_while_has_a_line_again(
+    kept: dict[tuple[str, str], float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    account = Account("minilm_encoder", "3", Family)
+    for number in range(2):
+        batch(account, f"text {number}")
+        time.sleep(2.2 * PERIOD_S)
+        line = capsys.readouterr().err
+        assert f"refused 1 of a batch's requests; the first: text {number}" in line
+    account.close()
+    assert capsys.readouterr().err == ""
 
 
 def test_without_metrics_it_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:

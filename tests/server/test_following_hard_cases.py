@@ -36,6 +36,19 @@ def add(repository: Path, name: str, code: str = "ids.sum") -> None:
         copy.rename(repository / f"{name}{part}")
 
 
+def add_hidden(repository: Path, name: str) -> None:
+    """A model that nobody sees before it is `unhide`d."""
+    add(repository, f".{name}")
+    for part in PARTS:
+        config = repository / f".{name}{part}" / "config.pbtxt"
+        config.write_text(config.read_text().replace(f'".{name}', f'"{name}'))
+
+
+def unhide(repository: Path, name: str) -> None:
+    for part in reversed(PARTS):
+        (repository / f".{name}{part}").rename(repository / f"{name}{part}")
+
+
 def remove(repository: Path, name: str) -> None:
     for part in ("", "_encoder", "_tokenizer"):
         shutil.rmtree(repository / f"{name}{part}")
@@ -208,7 +221,7 @@ def test_what_went_away_since_the_look_is_not_shown(
     repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rollout = Rollout(repository, tmp_path / "shown")
-    rollout.begin()
+    rollout.begin(lambda _: None)
     rollout.begun()
     (one,) = rollout.models
     gone = EmbeddingModel("toy", 8, 2, "toy")
@@ -287,6 +300,21 @@ def test_a_broken_candidate_fails_the_start_with_its_own_way_back(repository: Pa
         pass
 
 
+def test_a_broken_candidate_of_a_running_server_has_its_own_way_back(
+    repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_version(repository, 2, "no such name +")
+    copy = shutil.copytree(repository / "toy", repository.parent / "toy_candidate")
+    config = copy / "config.pbtxt"
+    config.write_text(config.read_text().replace('name: "toy"', 'name: "toy_candidate"'))
+    pin(repository.parent, 2, "toy_candidate")
+    copy.rename(repository / "toy_candidate")
+    tools.wait_until(lambda: "toy version 2 is refused" in caplog.text, "the refusal")
+    assert "run `arrowhead rollback toy --candidate`" in caplog.text
+    assert "rollback toy`" not in caplog.text
+    assert value(server, tools) == 97
+
+
 @pytest.mark.parametrize("what", ["no text in a part", "nothing to pin"])
 def test_a_new_model_that_cannot_be_shown_is_refused_alone(
     repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture, what: str
@@ -298,19 +326,103 @@ def test_a_new_model_that_cannot_be_shown_is_refused_alone(
         config = repository / "odd" / "config.pbtxt"
         config.write_text(re.sub(r"model_version: 1\n", "\n", config.read_text()))
     else:
-        add(repository, ".odd")
-        part = repository / ".odd_encoder"
-        text = (part / "config.pbtxt").read_text().replace('".odd', '"odd')
-        (part / "config.pbtxt").write_bytes(text.encode() + b"# na\xefve\n")
-        part.rename(repository / "odd_encoder")
-        for rest in ("_tokenizer", ""):
-            config = repository / f".odd{rest}" / "config.pbtxt"
-            config.write_text(config.read_text().replace('".odd', '"odd'))
-            config.parent.rename(repository / f"odd{rest}")
+        add_hidden(repository, "odd")
+        with (repository / ".odd_encoder" / "config.pbtxt").open("ab") as file:
+            file.write(b"# na\xefve\n")
+        unhide(repository, "odd")
     tools.wait_until(lambda: "odd version 1 is refused" in caplog.text, "the refusal")
     write_version(repository, 2, "2 * ids.sum")
     pin(repository, 2)
     tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
     assert status(server, tools, "fine") == 200
     assert caplog.text.count("odd version 1 is refused") == 1
+    assert server.restarts == []
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "huge"])
+def test_what_is_no_file_of_ours_holds_nobody_up(
+    repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    """In the place of each file that the running server reads or copies."""
+
+    def put(path: Path) -> Path:
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(exist_ok=True)
+        if what == "pipe":
+            os.mkfifo(path)
+        elif what == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            with path.open("wb") as file:
+                file.truncate(1 << 40)  # of no bytes on disk
+        return path
+
+    write_version(repository, 2, "2 * ids.sum")
+    add(repository, "fine")
+    for name, place in (
+        ("whole", "/config.pbtxt"),
+        ("parted", "_encoder/config.pbtxt"),
+        ("beside", "_encoder/data/one"),
+        ("certified", "_encoder/1/metadata.json"),
+    ):
+        add_hidden(repository, name)
+        put(repository / f".{name}{place}")
+        unhide(repository, name)
+    reason = "has more than 1048576 bytes" if what == "huge" else "is no regular file"
+    complaint = f"{repository / 'whole' / 'config.pbtxt'} cannot be read: {reason}"
+    tools.wait_until(lambda: complaint in caplog.text, "the complaint")
+    parted = "parted version 1 is refused" if what == "huge" else "'parted' is not followed"
+    tools.wait_until(lambda: parted in caplog.text, "no configuration of a part")
+    if what == "huge":
+        tools.wait_until(lambda: "beside version 1 is refused" in caplog.text, "no such copy")
+    for name in ("fine", "certified", *(["beside"] if what != "huge" else [])):
+        tools.wait_until(lambda name=name: status(server, tools, name) == 200, name)
+    pin(repository, 2)
+    tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
+    assert server.restarts == []
+
+
+def test_a_version_whose_warmup_is_mended_is_tried_again(
+    repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_hidden(repository, "odd")
+    encoder = repository / ".odd_encoder"
+    (encoder / "warmup").mkdir()
+    (encoder / "warmup" / "ids").write_bytes(b"too short")
+    with (encoder / "config.pbtxt").open("a") as config:
+        config.write(
+            'model_warmup { name: "w" batch_size: 1 inputs { key: "input_ids" value { '
+            'data_type: TYPE_INT32 dims: [ 4 ] input_data_file: "ids" } } inputs { key: "length" '
+            "value { data_type: TYPE_INT32 dims: [ 1 ] zero_data: true } } }\n"
+        )
+    unhide(repository, "odd")
+    tools.wait_until(lambda: "odd version 1 is refused" in caplog.text, "the refusal", 60)
+    (repository / "odd_encoder" / "warmup" / "ids").write_bytes(bytes(16))
+    tools.wait_until(lambda: status(server, tools, "odd") == 200, "the mended model")
+    assert caplog.text.count("odd version 1 is refused") == 1
+
+
+def test_an_ensemble_of_somebody_elses_is_refused_alone(
+    repository: Path, server: Server, tools: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It uses the parts of a model that is well, and goes on to its next versions."""
+    other = shutil.copytree(repository / "toy", repository.parent / "other")
+    config = other / "config.pbtxt"
+    good = config.read_text().replace('name: "toy"', 'name: "other"')
+    config.write_text(f"{good}\nno_such_field: 1\n")
+    other = other.rename(repository / "other")
+    refusal = "other is not served over toy version 1"
+    tools.wait_until(lambda: refusal in caplog.text, "the refusal")
+    assert f"put {other / 'config.pbtxt'} right" in caplog.text
+    assert "rollback" not in caplog.text
+    write_version(repository, 2, "2 * ids.sum")
+    pin(repository, 2)
+    tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
+    pin(repository, 1)
+    tools.wait_until(lambda: value(server, tools) == 97, "version 1, which is not refused")
+    (other / "config.pbtxt").write_text(good)
+    tools.wait_until(lambda: status(server, tools, "other") == 200, "the mended ensemble")
+    assert caplog.text.count(refusal) == 1
+    assert "toy version 1 is refused" not in caplog.text
+    assert "not served any more" not in caplog.text
     assert server.restarts == []

@@ -10,13 +10,18 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from arrowhead_server import health
 from arrowhead_server.address import Address, free_address
+from arrowhead_server.rollout import Rollout, State
 from arrowhead_server.supervisor import Server, running_server
+
+from .conftest import pin, write_version
 
 MakeRepository = Callable[..., Path]
 Measured = Callable[..., None]
@@ -263,3 +268,79 @@ def test_callers_that_send_nothing_hold_up_nobody(shared_server: Server, tools: 
     finally:
         for connection in silent:
             connection.close()
+
+
+def test_callers_that_send_a_byte_now_and_then_are_hung_up_on(
+    shared_server: Server, tools: Any
+) -> None:
+    address = shared_server.address
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", address.health_port)) as slow, suppress(OSError):
+        for letter in "GET /live?" + "a" * 30:  # twenty seconds of it
+            slow.send(letter.encode())
+            time.sleep(0.5)
+    assert 9 < time.monotonic() - began < 14
+    assert state(address, tools) == (200, "ready")
+
+
+def test_who_comes_takes_the_place_of_who_has_taken_longest(
+    shared_server: Server, tools: Any
+) -> None:
+    address = shared_server.address
+    before = threading.active_count()
+    lines = [socket.create_connection(("127.0.0.1", address.health_port)) for _ in range(300)]
+    try:
+        assert state(address, tools) == (200, "ready")
+        tools.wait_until(lambda: threading.active_count() <= before + 64, "no more threads", 3)
+        lines[0].settimeout(1)
+        assert lines[0].recv(1) == b""
+    finally:
+        for line in lines:
+            line.close()
+
+
+def test_connections_are_kept_for_the_next_request(shared_server: Server) -> None:
+    line = http.client.HTTPConnection("127.0.0.1", shared_server.address.health_port, timeout=5)
+    for _ in range(6):  # longer together than any one may take
+        line.request("GET", "/live")
+        assert line.getresponse().read() == b"{}"
+        used = line.sock
+        time.sleep(2)
+    assert line.sock is used
+    line.close()
+
+
+def test_it_is_not_alive_while_nobody_looks_after_triton(
+    make_repository: MakeRepository, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervising thread hangs in a system call, as on a disk that does not answer."""
+    monkeypatch.setattr(health, "SILENT_S", 3.0)
+    repository = make_repository()
+    pin(repository, 1)
+    over = threading.Event()
+    apply = Rollout.apply
+
+    def hanging(self: Rollout, state: State) -> None:
+        if self.state.pairs:
+            over.wait(30)
+        apply(self, state)
+
+    monkeypatch.setattr(Rollout, "apply", hanging)
+    with running_server(repository) as server:
+
+        def live() -> int:
+            status, _ = tools.ask(server.address.health_port, "GET", "/live")
+            return int(status)
+
+        try:
+            for _ in range(8):
+                assert live() == 200
+                time.sleep(0.5)
+            write_version(repository, 2, "2 * ids.sum")
+            pin(repository, 2)
+            tools.wait_until(lambda: live() == 503, "silence")
+            assert tools.embed(server.address, "a") == (200, 97.0)
+        finally:
+            over.set()
+        tools.wait_until(lambda: live() == 200, "it goes on")
+        tools.wait_until(lambda: tools.embed(server.address, "b")[1] == 2 * 98, "version 2")

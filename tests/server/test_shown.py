@@ -24,6 +24,7 @@ def config(path: Path) -> model_config_pb2.ModelConfig:
 def repository(make_repository: Callable[..., Path]) -> Path:
     repository = make_repository()
     (repository / "toy_encoder" / "warmup").mkdir()
+    (repository / "toy_encoder" / "warmup" / "now").touch()
     (repository / "toy_encoder" / ".staging").mkdir()
     (repository / "half_tokenizer" / ".staging").mkdir(parents=True)
     for part in ("toy_tokenizer", "toy_encoder"):

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -267,6 +269,49 @@ def test_what_was_served_comes_back_though_its_files_are_gone(
     os.kill(server.pid, signal.SIGKILL)
     tools.wait_until(lambda: server.restarts, "the restart")
     assert value(server, tools, "b") == 98
+
+
+@pytest.mark.parametrize("end", ["a crash", "a stop"])
+def test_a_copy_of_gigabytes_holds_up_neither_a_restart_nor_a_stop(
+    signed: Path,
+    server: Server,
+    key: Path,
+    tools: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+) -> None:
+    """The look that makes it was begun for a Triton that is no more, and ends before the next."""
+    check, copies, over = signing.check, [], threading.Event()
+
+    def slow(
+        repository: Path, name: str, version: int, public: Any, copy: Path, progress: Any
+    ) -> signing.Statement:
+        copies.append(copy)
+        while len(copies) == 1 and not over.wait(0.01):
+            progress(1)
+        return check(repository, name, version, public, copy, progress)
+
+    monkeypatch.setattr(signing, "check", slow)
+    write_version(signed, 2, "2 * ids.sum")
+    signing.sign(signed, "toy", 2, key)
+    pin(signed, 2)
+    try:
+        tools.wait_until(lambda: copies, "the copy has begun")
+        assert value(server, tools, "b") == 98
+        if end == "a stop":
+            began = time.monotonic()
+            server.stop()
+            assert time.monotonic() - began < 5
+            return
+        os.kill(server.pid, signal.SIGKILL)
+        tools.wait_until(lambda: server.restarts, "the restart")
+        assert not copies[0].exists()
+        assert value(server, tools, "c") == 99
+        tools.wait_until(lambda: value(server, tools) == 2 * 97, "version 2")
+    finally:
+        over.set()
+    assert len(server.restarts) == 1
+    assert server.restarts[0].recovery_s < 5
 
 
 def test_a_changed_version_never_goes_live(
