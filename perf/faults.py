@@ -76,6 +76,7 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
         faults_scenes.freeze_gateway,
         faults_scenes.leaving_callers,
         faults_scenes.slow_callers,
+        faults_scenes.poisoned,
         faults_full.full_shared_memory,
         faults_full.full_disk,
     )
