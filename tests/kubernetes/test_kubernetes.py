@@ -32,6 +32,7 @@ VERSIONS = ("1.30", "1.37")
 NAME = "app.kubernetes.io/name"
 GPU = ("overlays/gpu", "triton")
 PVC, OWNER = "persistentVolumeClaim", ("runAsUser", "runAsGroup", "fsGroup")
+NVIDIA = "/opt/nvidia/nvidia_entrypoint.sh"
 SHM = "/dev/shm"  # noqa: S108 (not a temporary file)
 EVERYWHERE = "0.0.0.0"  # noqa: S104 (of its own container)
 STOP_S = 5  # `Server.stop`: "stops within five seconds"
@@ -91,7 +92,8 @@ def selected(resources: list[Resource], selector: dict[str, Any]) -> list[Pod]:
 
 def parsed(command: click.Command, pod: Pod) -> dict[str, Any]:
     """The options of a container's command line, by the very command."""
-    program, name, *options = pod.container["command"]
+    words = pod.container["command"]
+    program, name, *options = words[1:] if words[0] == NVIDIA else words
     assert (program, name) == ("arrowhead", command.name)
     return command.make_context(name, options).params
 
@@ -206,6 +208,15 @@ def test_models_are_only_read(resources: list[Resource]) -> None:
         claims = {one["name"] for one in pod.spec["volumes"] if "persistentVolumeClaim" in one}
         mounts = [one for one in pod.container["volumeMounts"] if one["name"] in claims]
         assert all(one["readOnly"] is True for one in mounts)
+
+
+def test_with_a_gpu_the_image_s_own_entrypoint_comes_first(
+    everything: dict[str, list[Resource]],
+) -> None:
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    assert f'ENTRYPOINT ["{NVIDIA}", "arrowhead"]' in dockerfile
+    triton = part(everything["overlays/gpu"], "triton")
+    assert triton.container["command"][:2] == [NVIDIA, "arrowhead"]
 
 
 def test_images_are_pinned(resources: list[Resource]) -> None:
