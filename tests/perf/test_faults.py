@@ -38,6 +38,7 @@ WELL = FaultResult(
     facts={"it came back": True},
     notes=["a note"],
 )
+BORNE = {"Triton HTTP: Unavailable: gone": 5, "Triton gRPC: Unavailable: gone": 4}
 FLOODED = Overload(
     seconds=60.0,
     peak_s=400.0,
@@ -61,6 +62,9 @@ FLOODED = Overload(
     [
         ({}, []),
         ({"failed": 2, "wrong": 1}, ["1 wrong", "2 failed"]),
+        ({"failed": 9, "key": "poisoned", "failures": BORNE}, []),
+        ({"failed": 11, "key": "poisoned", "failures": BORNE | {"gateway: X": 2}}, ["2 failed"]),
+        ({"failed": 9, "failures": BORNE}, ["9 failed"]),
         ({"recovery_s": 5.0}, ["recovery 5.0 s"]),
         ({"recovery_s": 29.0, "key": "hot_swap"}, []),
         ({"recovery_s": 30.0, "key": "hot_swap"}, ["recovery 30.0 s"]),
