@@ -164,8 +164,8 @@ def _lines(results: FaultResults) -> Iterator[str]:
         "*Whole* is when every part was ready again. Goals: none wrong, none failed, recovery "
         f"below {RECOVERY_S:.0f} s, for {', '.join(WORK)} below {WORK_S:.0f} s after each step: "
         "there servers start, load and convert on the cores that answer. Of "
-        f"{', '.join(SPARES_GATEWAYS)}, where two Tritons are gone at once, none failed of those who "
-        "ask the gateways."
+        f"{', '.join(SPARES_GATEWAYS)}, where two Tritons are gone at once, none failed of those "
+        "who ask the gateways."
     )
     yield ""
     yield (
