@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -26,6 +29,7 @@ from arrowhead_server.gateway.command import gateway
 from arrowhead_server.gateway.settings import Settings
 from arrowhead_server.triton import EXIT_TIMEOUT_S
 
+from .conftest import wait_until
 from .stacks import PLACES, need
 
 ROOT = Path(__file__).parents[2]
@@ -190,6 +194,44 @@ def test_haproxy_takes_its_file_without_a_warning(environment: dict[str, str]) -
     need("haproxy")
     output = run("haproxy", "-c", "-f", DEPLOY / "haproxy" / "haproxy.cfg", **environment)
     assert output.strip() == "Configuration file is valid"
+
+
+def test_who_is_answered_too_late_is_told_503(tmp_path: Path) -> None:
+    """A gateway that is ready, and busy with others: its socket takes requests and answers none."""
+    need("haproxy")
+    text = (DEPLOY / "haproxy" / "haproxy.cfg").read_text()
+    with ExitStack() as held:
+        silent, *free = (
+            held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(5)
+        )
+        ports = [one.getsockname()[1] for one in free]
+        for one in free:
+            one.close()
+        for theirs, ours in zip((8080, 8000, 8001, 8404), ports, strict=True):
+            text = text.replace(f'-*}}:{theirs}"', f'-*}}:{ours}"')
+        text = text.replace("timeout server 10s", "timeout server 300ms")
+        at = f"127.0.0.1:{silent.getsockname()[1]}"
+        gateway = f"server gateway {at} maxconn 64 no-check init-addr last"
+        text = re.sub("server-template gateway .*", gateway, text)
+        (tmp_path / "haproxy.cfg").write_text(text)
+        haproxy = subprocess.Popen(
+            ["haproxy", "-db", "-f", tmp_path / "haproxy.cfg"],
+            env={**os.environ, "PATH": PLACES, "ARROWHEAD_LISTEN": "127.0.0.1"},
+        )
+        try:
+            url = f"http://127.0.0.1:{ports[0]}/embed"
+            wait_until(lambda: not haproxy.poll() and _listens(ports[0]), "HAProxy", 10)
+            answer = httpx.post(url, json={"inputs": "a text"}, timeout=20)
+        finally:
+            haproxy.terminate()
+            haproxy.wait(10)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert "no answer in time" in answer.json()["error"]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_prometheus_takes_its_files() -> None:

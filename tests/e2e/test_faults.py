@@ -52,7 +52,7 @@ def test_nothing_fails_and_no_vector_is_wrong(
     measured("worst latency", result.since.worst_ms, "ms")
     measured("recovery", result.recovery_s)
     assert result.amiss == 0, result.failures
-    assert result.failed < 0.05 * result.requests
+    assert result.failed < 0.1 * result.requests
     assert result.wrong == 0
     assert result.facts == dict.fromkeys(result.facts, True), result.notes
     assert result.recovery_s < (NOISY_WORK_S if name in WORK else NOISY_RECOVERY_S)

@@ -38,7 +38,7 @@ WELL = FaultResult(
     facts={"it came back": True},
     notes=["a note"],
 )
-BORNE = {"Triton HTTP: Unavailable: gone": 5, "Triton gRPC: Unavailable: gone": 4}
+BORNE = {"Triton gRPC: Unavailable: gone": 5, "gateway: Refused: ('HTTP 503', b'')": 4}
 FLOODED = Overload(
     seconds=60.0,
     peak_s=400.0,
