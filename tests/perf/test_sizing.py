@@ -62,11 +62,11 @@ def test_a_p99_that_is_promised_is_as_high_as_the_measured_ones(written: tuple[A
     worst = max(one["load"]["p99_ms"]["median"] / one["p99_ms"] for one in found["checks"])
     assert found["margin"] * found["tail"] == pytest.approx(max(worst, found["margin"]))
     fast, slow = (
-        _needed(Service("float32", 0, 4, 0.5, 1, spread=0.3, off=0), tail, 60.0, 60.0, 2000)
+        _needed(Service("float32", 0, 4, 0.5, 1, spread=0.3, off=0), tail, 60.0, 150.0, 2000)
         for tail in (1.0, 1.5)
     )
     assert fast.replicas < slow.replicas
-    assert fast.p99_ms <= 60 >= slow.p99_ms
+    assert fast.p99_ms <= 150 >= slow.p99_ms
 
 
 def test_a_smoke_run_says_so(written: tuple[Any, str]) -> None:
