@@ -24,7 +24,7 @@ from perf import faults_full, faults_page, faults_scenes
 from perf.common import common_options, end_as_ctrl_c_does
 from perf.copies import tuned
 from perf.faults_load import WRONG, Known, Load, Phase, failures
-from perf.faults_overload import overload
+from perf.faults_overload import Overload, overload
 from perf.faults_page import FaultResult, FaultResults
 from perf.faults_scenes import Scene
 from perf.machine import Bystanders, describe
@@ -76,11 +76,14 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
         faults_scenes.freeze_gateway,
         faults_scenes.leaving_callers,
         faults_scenes.slow_callers,
+        faults_scenes.poisoned,
         faults_full.full_shared_memory,
         faults_full.full_disk,
     )
 }
-OVERLOAD = "overload"
+OVERLOAD, OVERLOAD_LONG = "overload", "overload_long"
+LONG_WORDS = (90, 130)  # of MiniLM's 256 tokens, half and more
+NAMES = (*FAULTS, OVERLOAD, OVERLOAD_LONG)
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,9 @@ class Bench:
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice([*FAULTS, OVERLOAD]),
+    type=click.Choice(NAMES),
     metavar="NAME",
-    help="This fault alone; may be repeated. Names: " + ", ".join([*FAULTS, OVERLOAD]) + ".",
+    help="This fault alone; may be repeated. Names: " + ", ".join(NAMES) + ".",
 )
 @common_options
 def main(quick: bool, only: tuple[str, ...], repository: Path, out: Path) -> None:
@@ -121,7 +124,7 @@ def main(quick: bool, only: tuple[str, ...], repository: Path, out: Path) -> Non
     end_as_ctrl_c_does()
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here leaves the machine
     try:
-        results = measure(QUICK if quick else FULL, only or [*FAULTS, OVERLOAD], repository)
+        results = measure(QUICK if quick else FULL, only or NAMES, repository)
     except (StackError, TimeoutError, OSError) as error:
         raise click.ClickException(str(error)) from error
     out.mkdir(parents=True, exist_ok=True)
@@ -142,7 +145,7 @@ def measure(effort: Effort, names: Sequence[str], repository: Path) -> FaultResu
     why = faults_full.impossible()
     of_namespaces = [name for name in FAULTS if FAULTS[name].__module__ == faults_full.__name__]
     left_out = dict.fromkeys(of_namespaces, why) if why else {}
-    results, flooded = [], None
+    results, floods = [], dict[str, Overload]()
     with tempfile.TemporaryDirectory(prefix="arrowhead-faults-") as folder:
         say("a second version of the model, and the right vectors of both")
         made, versions = two_versions(repository, Path(folder))
@@ -153,9 +156,12 @@ def measure(effort: Effort, names: Sequence[str], repository: Path) -> FaultResu
                 others.look()
                 if name in left_out:
                     say(f"{name}: left out ({left_out[name]})")
-                elif name == OVERLOAD:
-                    flooded = overload(stack, known, effort.overload_s)
-                    say(f"{name}: {faults_page.told_overload(flooded)}")
+                elif name in (OVERLOAD, OVERLOAD_LONG):
+                    asked = known
+                    if name == OVERLOAD_LONG:
+                        asked = Known(made, versions[:1], LONG_WORDS)
+                    floods[name] = overload(stack, asked, effort.overload_s)
+                    say(f"{name}: {faults_page.told_overload(floods[name])}")
                 else:
                     results.append(fault(bench, name, effort))
                     say(f"{name}: {faults_page.told(results[-1])}")
@@ -165,7 +171,8 @@ def measure(effort: Effort, names: Sequence[str], repository: Path) -> FaultResu
         seconds=time.monotonic() - began,
         other_work=Sample.of(others.percent),
         faults=results,
-        overload=flooded,
+        overload=floods.get(OVERLOAD),
+        overload_long=floods.get(OVERLOAD_LONG),
         left_out={name: why for name, why in left_out.items() if name in names},
     )
 

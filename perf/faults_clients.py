@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad callers: those who go away in the middle, and those who are slow on purpose."""
+"""Bad callers: those who go away in the middle, who are slow on purpose, who send what kills."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+import grpc
+import httpx
 import orjson
+from tritonclient.grpc.service_pb2 import ModelInferRequest
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from deploy.stack import Stack
 from perf.faults_load import GatewayRoad, Known, TritonRoad
@@ -24,6 +28,49 @@ _PAUSE_S = 0.03
 _DRIP_S = 0.5  # between two bytes
 _RESET = struct.pack("ii", 1, 0)  # linger for no time: the connection ends at once, unread
 _H2_BEGIN = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"  # and empty settings
+_MANY = 2**62  # of int32: 2**64 bytes, which Triton 2.51 counts as none
+_ANSWER_S = 20.0
+
+
+def poison() -> ModelInferRequest:
+    """Ids without content, of a shape whose bytes overflow; see SECURITY.md."""
+    request = ModelInferRequest(model_name=f"{MODEL}_encoder")
+    for name, size, content in (("input_ids", _MANY, b""), ("length", 1, b"\1\0\0\0")):
+        request.inputs.add(name=name, datatype="INT32", shape=[1, size])
+        request.raw_input_contents.append(content)
+    return request
+
+
+def poisoned_over_grpc(stack: Stack) -> str:
+    """Sends it through HAProxy; the answer's status."""
+    with grpc.insecure_channel(stack.grpc_url.removeprefix("grpc://")) as channel:
+        try:
+            GRPCInferenceServiceStub(channel).ModelInfer(poison(), timeout=_ANSWER_S)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"
+
+
+def poisoned_over_http(stack: Stack) -> str:
+    """The same over HTTP."""
+    request = poison()
+    inputs = [
+        {
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": list(tensor.shape),
+            "parameters": {"binary_data_size": len(content)},
+        }
+        for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True)
+    ]
+    head = orjson.dumps({"inputs": inputs})
+    answer = httpx.post(
+        f"{stack.http_url}/v2/models/{request.model_name}/infer",
+        headers={"Inference-Header-Content-Length": str(len(head))},
+        content=head + b"".join(request.raw_input_contents),
+        timeout=_ANSWER_S,
+    )
+    return str(answer.status_code)
 
 
 def leave(stack: Stack, known: Known, count: int) -> Counter[str]:

@@ -36,11 +36,19 @@ _WARM = 30  # answers by every way before the clock starts
 
 
 class Known:
-    """Texts and the right vector of each, by version of the model."""
+    """Texts and the right vector of each, by version of the model.
 
-    def __init__(self, repository: Path, versions: Sequence[int]) -> None:
+    Args:
+        repository: has the models.
+        versions: of MiniLM.
+        words: how many a text has, at least and at most.
+    """
+
+    def __init__(
+        self, repository: Path, versions: Sequence[int], words: tuple[int, int] = (4, 24)
+    ) -> None:
         source = Texts(seed=60)
-        self.texts = [source.of_words(4, 24) for _ in range(_DIFFERENT)]
+        self.texts = [source.of_words(*words) for _ in range(_DIFFERENT)]
         self.vectors = {one: engine_vectors(repository, one, self.texts) for one in versions}
 
     def version(self, places: Sequence[int], met: Vectors) -> int:

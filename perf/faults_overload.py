@@ -38,7 +38,7 @@ class Overload:
     Attributes:
         seconds: how long it lasted.
         peak_s, good_s: right answers a second, of callers who wait for theirs; and under overload.
-        offered: requests that were due; `unsent` of them found no connection.
+        offered: requests that were due; `unsent` of them were not sent, for no connection was free.
         statuses: of the answers, by status; "none" where the connection ended.
         wrong: 200 with other vectors than the right ones.
         untold: 429 and 503 without Retry-After.

@@ -6,6 +6,7 @@ Each returns once the stack is whole again, and leaves it as it was.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -13,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import psutil
 
 from deploy.stack import Stack
-from perf.faults_clients import dawdle, leave
+from perf.faults_clients import dawdle, leave, poisoned_over_grpc, poisoned_over_http
 from perf.faults_load import Load
 from perf.server import MODEL
 
@@ -226,6 +228,38 @@ def slow_callers(scene: Scene) -> None:
         scene.notes.append(f"{kind}: {ended} of {scene.callers} were hung up on{last}")
     scene.gone_at = time.monotonic()
     scene.whole()
+
+
+def poisoned(scene: Scene) -> None:
+    """A request that ends a model's process in Triton 2.51 comes over gRPC, then over HTTP."""
+    for road, send in (("gRPC", poisoned_over_grpc), ("HTTP", poisoned_over_http)):
+        before = restarts(scene.stack)
+        scene.step()
+        answer = send(scene.stack)
+        scene.load.wait_until(
+            lambda before=before: restarts(scene.stack) != before,  # type: ignore[misc]
+            _WHOLE_S,
+            "a Triton to be started anew",
+        )
+        scene.whole(*scene.stack.tritons)
+        hit = {name: count - before[name] for name, count in restarts(scene.stack).items()}
+        # HAProxy asks one other server, and no third one.
+        scene.facts[f"over {road} two Tritons at most were hit"] = (
+            sum(map(bool, hit.values())) <= 2 >= max(hit.values())
+        )
+        scene.facts[f"over {road} it was answered with an error"] = answer not in ("OK", "200")
+        told = ", ".join(f"{name} {count:g}" for name, count in hit.items() if count)
+        scene.notes.append(f"over {road}: {answer}; started anew: {told}")
+
+
+def restarts(stack: Stack) -> dict[str, float]:
+    """How often each Triton was started anew."""
+    found = {}
+    for name in stack.tritons:
+        metrics = httpx.get(f"http://{stack.address(name)}:8003/metrics").text
+        (line,) = re.findall(r"^arrowhead_server_restarts_total (\S+)$", metrics, re.MULTILINE)
+        found[name] = float(line)
+    return found
 
 
 def is_all(scene: Scene, version: int) -> bool:

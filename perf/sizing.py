@@ -170,7 +170,7 @@ def simulate(effort: Effort, profile: Any, results: Any, *, quick: bool) -> Sizi
     parts: dict[str, Callable[[], Any]] = {}
     checks = [_check(one, load, effort.loop_s) for load in loads(profile, results)]
     margin = max(check.too_fast for check in checks)
-    slower = one.slower(margin)
+    slower, tail = one.slower(margin), max(1.0, max(check.tail for check in checks) / margin)
     parts["curves"] = lambda: [
         _point(one, count, busy, effort.requests) for count in effort.fleets for busy in effort.busy
     ]
@@ -180,7 +180,7 @@ def simulate(effort: Effort, profile: Any, results: Any, *, quick: bool) -> Sizi
         for rule in RULES
     ]
     parts["needed"] = lambda: [
-        _needed(slower, rate, target, effort.requests)
+        _needed(slower, tail, rate, target, effort.requests)
         for target in effort.targets_ms
         for rate in effort.rates
     ]
@@ -204,6 +204,7 @@ def simulate(effort: Effort, profile: Any, results: Any, *, quick: bool) -> Sizi
         service=one,
         checks=checks,
         margin=margin,
+        tail=tail,
         planned=PLANNED,
         capacities=_capacities(profile),
         spares=_spares(),
@@ -255,11 +256,12 @@ def _point(
     )
 
 
-def _needed(one: Service, rate_s: float, target_ms: float, requests: int) -> Needed:
+def _needed(one: Service, tail: float, rate_s: float, target_ms: float, requests: int) -> Needed:
+    """The fewest whose p99 is within the target, were it `tail` times as high as simulated."""
     most = one.most_s(MIXED_TOKENS)
     count = max(1, math.ceil(rate_s / (most * MOST_BUSY)))
     while True:
-        p99 = _steady(Fleet(one, count), rate_s, requests).percentile(99)
+        p99 = tail * _steady(Fleet(one, count), rate_s, requests).percentile(99)
         if p99 <= target_ms:
             return Needed(rate_s, target_ms, count, rate_s / (count * most), p99)
         count += max(1, count // 20)

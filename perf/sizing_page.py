@@ -40,14 +40,15 @@ def page(results: SizingResults, plots: Collection[str]) -> str:
 
 def summary(results: SizingResults) -> str:
     """What stands in docs/sizing.md."""
-    worst = max(check.load.p99_ms.median / check.p99_ms for check in results.checks)
+    worst = max(check.tail for check in results.checks)
     return "\n\n".join(
         [
             f"A replica is one `arrowhead serve` with {results.cores} cores of {results.cpu}, "
             f"MiniLM in {results.service.dtype}, measured {results.date[:10]}. The simulated "
             f"server is up to {results.margin:.2f} times as fast as the measured one; replicas "
             f"are counted with one that is so much slower. p99 was measured up to {worst:.2f} "
-            "times as high as simulated.",
+            f"times as high as simulated: where a p99 is wanted, the slower one's counts as "
+            f"{results.tail:.2f} times as high, which makes up for that.",
             "**Texts a day to replicas**, texts of 5-60 words that no memory knows, the busiest "
             f"minute at {_PEAK:g} times the day's mean, each replica at most "
             f"{results.planned:.0%} busy in it, one to spare:",
@@ -202,7 +203,8 @@ def _needed(results: SizingResults) -> list[str]:
     return [
         "## Replicas for a rate",
         "The fewest that are at most 90 % busy and whose p99 is within the target, with servers "
-        f"{results.margin:.2f} times as slow as simulated. Add one for the one that is away.",
+        f"{results.margin:.2f} times as slow as simulated, and a p99 {results.tail:.2f} times as "
+        "high as theirs: as high as any that was measured. Add one for the one that is away.",
         _needed_table(results.needed),
     ]
 

@@ -19,6 +19,11 @@ class Check:
     requests_s: float
 
     @property
+    def tail(self) -> float:
+        """How many times as high as simulated p99 was."""
+        return self.load.p99_ms.median / self.p99_ms
+
+    @property
     def too_fast(self) -> float:
         """How many times as fast the simulation is, by p50 or by rate."""
         measured = self.load
@@ -60,7 +65,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Needed:
-    """The fewest replicas whose p99 is within the target."""
+    """The fewest replicas whose p99, `SizingResults.tail` and all, is within the target."""
 
     requests_s: float
     target_ms: float
@@ -170,6 +175,8 @@ class SizingResults:
         cpu, cores, revision, date: of the machine and the tree that profile.json was measured on.
         margin: by how much the simulated server is too fast at worst; what replicas are counted
             with is so much slower.
+        tail: by how much the p99 of that slower server is still too low at worst; where a p99 is
+            promised, it is counted as so much higher.
         planned: share of a replica's most that `vcpu_hours` and texts a day are counted at.
     """
 
@@ -181,6 +188,7 @@ class SizingResults:
     service: Service
     checks: list[Check]
     margin: float
+    tail: float
     planned: float
     capacities: list[Capacity]
     curves: list[Point]

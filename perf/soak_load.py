@@ -101,7 +101,7 @@ class Asked:
         return len(off)
 
 
-class Known:
+class TextPool:
     """Texts whose vectors are known, short and long, new or asked for before."""
 
     def __init__(self, repository: Path, version: int) -> None:
@@ -185,7 +185,7 @@ class Callers:
         tally: what came of it.
     """
 
-    def __init__(self, stack: Stack, known: Known) -> None:
+    def __init__(self, stack: Stack, known: TextPool) -> None:
         self._stack, self._known = stack, known
         self.tally = Tally()
         self._rng = np.random.default_rng(64)

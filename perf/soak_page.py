@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from perf.plots import BLUE, ORANGE
 from perf.report import head, picture, table
-from perf.soak_results import MOST_DRIFT, Life, SoakResults, Trend
+from perf.soak_results import MOST_DRIFT, UNCLEAR, Life, SoakResults, Trend
 from perf.soak_watch import History, lives
 
 _MEMORY, _LATENCY = "soak_memory.png", "soak_latency.png"
@@ -56,6 +56,7 @@ def conclusion(results: SoakResults) -> list[tuple[str, str]]:
         by_verdict.setdefault(verdict, []).append(str(of))
     slower = [drift.kind for drift in results.drifts if drift.verdict != "steady"]
     lines = [
+        ("altogether", results.outcome.strip("*")),
         ("requests", f"{results.asked:,}"),
         ("vectors compared with the right ones", f"{results.vectors:,}"),
         ("wrong vectors", f"{len(results.wrong):,}"),
@@ -102,6 +103,11 @@ def _verdict(results: SoakResults) -> list[str]:
         "## Verdict",
         table(["looked for", "found"], conclusion(results)).replace("---:", "---"),
     ]
+    if results.outcome == UNCLEAR:
+        parts.append(
+            "What is unclear is neither sound nor a leak: its interval reaches beyond the bound, "
+            "or it was watched for too short a time."
+        )
     if results.lost:
         parts.insert(1, f"**It ended early: {results.lost}**")
     return parts

@@ -20,6 +20,7 @@ from perf.common import MOST_OTHER_WORK, Run
 Floats = npt.NDArray[np.float64]
 
 STEADY, GROWS, SLOWER, UNCLEAR = "steady", "**grows**", "**slower**", "unclear: run longer"
+SOUND, UNSOUND = "sound", "**not sound**"
 MOST_DRIFT = 1.5  # of the last third's p50 to the first's
 _LEAST_POINTS = 8  # of a life; a shorter one tells nothing
 _LEAST_WATCHED_S = 300.0  # else noise, which is slow, is taken for growth
@@ -328,12 +329,17 @@ class SoakResults(Run):
         return sum(counts)
 
     @property
-    def is_sound(self) -> bool:
-        """Whether nothing failed, grows for sure, or was left; drift only on a quiet machine."""
+    def outcome(self) -> str:
+        """`UNSOUND` if something failed, grows for sure, or was left; else `UNCLEAR` or `SOUND`.
+
+        Drift counts on a quiet machine only.
+        """
         found = [one.verdict for one in self.trends] + [one.verdict for one in self.rest]
         if not self.quick and not self.is_disturbed:
             found += [drift.verdict for drift in self.drifts]
-        return not (self.failed or self.lost or self.left or {GROWS, SLOWER} & set(found))
+        if self.failed or self.lost or self.left or {GROWS, SLOWER} & set(found):
+            return UNSOUND
+        return UNCLEAR if UNCLEAR in found else SOUND
 
     def bytes_a_request(self, found: Trend) -> tuple[float, float] | None:
         """The growth of all these processes a request of the load; and its upper end."""

@@ -24,7 +24,7 @@ from deploy.stack import Stack
 from perf.common import end_as_ctrl_c_does, last_line
 from perf.machine import Machine
 from perf.server import MODEL
-from perf.soak_load import Callers, Known, Tally
+from perf.soak_load import Callers, Tally, TextPool
 from perf.soak_results import (
     OF_ALL,
     OF_PROCESSES,
@@ -156,7 +156,7 @@ class Soak:
         stack: Stack,
         models: Path,
         versions: tuple[int, int],
-        known: Known,
+        known: TextPool,
         effort: Effort,
     ) -> None:
         self._stack, self._models, self._versions = stack, models, versions

@@ -9,22 +9,32 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import click
+import httpx
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from arrowhead_client.cli import main
+from arrowhead_server.command import serve
+from arrowhead_server.gateway.command import gateway
+from arrowhead_server.gateway.settings import Settings
+from arrowhead_server.triton import EXIT_TIMEOUT_S
 
+from .conftest import wait_until
 from .stacks import PLACES, need
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 PUBLISHED = {"haproxy": {8080, 8000, 8001}, "prometheus": {9090}, "grafana": {3000}}
 TOOLS = Path(sys.executable).parent
 
@@ -106,7 +116,53 @@ def test_a_server_has_memory_to_share_and_reads_its_models_only(
     assert service["shm_size"]
     assert any(volume.endswith(":/models:ro") for volume in service["volumes"])
     assert service["networks"]["inside"]["aliases"] == ["triton"]
-    assert service["stop_grace_period"] == "30s"  # --drain 5, Triton's 3 and some
+
+
+def megabytes(size: str) -> float:
+    number, unit = re.fullmatch(r"(\d+)([mg])", size).groups()  # type: ignore[union-attr]
+    return float(number) * {"m": 1, "g": 1024}[unit]
+
+
+def test_no_container_takes_all_memory(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        filled = megabytes(service.get("shm_size", "0m"))
+        for mount in service.get("tmpfs", []):
+            filled += megabytes(re.search(r"size=(\w+)", mount).group(1))  # type: ignore[union-attr]
+        assert megabytes(service["mem_limit"]) > filled + 200, name
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "finishes_s"),
+    [
+        ("triton", serve, EXIT_TIMEOUT_S + 2),  # Triton's own end, then the supervisor's
+        ("triton-gpu", serve, EXIT_TIMEOUT_S + 2),
+        ("gateway", gateway, Settings("", "").timeout_s),
+    ],
+)
+def test_a_stopped_container_drains_before_it_is_killed(
+    services: dict[str, Any], name: str, command: click.Command, finishes_s: float
+) -> None:
+    service = services[name]
+    _, *options = service["command"]
+    drain_s = command.make_context(str(command.name), options).params["drain_s"]
+    # Four of HAProxy's looks at /ready (400 ms, then 200 ms), each with up to 600 ms for an answer.
+    assert drain_s > 4
+    assert drain_s + finishes_s < int(service["stop_grace_period"].removesuffix("s"))
+    # SIGTERM begins the drain: the image asks for it, `init` passes it on, nothing else is said.
+    assert "stop_signal" not in service
+    assert service["init"] is True
+    target = service["build"]["target"]
+    (stage,) = re.findall(rf"^FROM \S+ AS {target}\n(?:(?!FROM ).*\n)*", DOCKERFILE, re.MULTILINE)
+    assert "\nSTOPSIGNAL SIGTERM\n" in stage
+
+
+def test_haproxy_finishes_what_is_open_when_it_is_stopped(services: dict[str, Any]) -> None:
+    service = services["haproxy"]
+    assert service["stop_signal"] == "SIGUSR1"
+    configuration = (DEPLOY / "haproxy" / "haproxy.cfg").read_text()
+    (ends,) = re.findall(r"hard-stop-after (\d+)s", configuration)
+    assert service["stop_grace_period"] in ("140s", "2m20s")
+    assert int(ends) < 140
 
 
 def test_the_images_are_linted() -> None:
@@ -118,7 +174,9 @@ def test_the_images_run_as_nobody_in_particular(target: str) -> None:
     stages = re.split(r"^FROM ", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
     (stage,) = (stage for stage in stages if re.match(rf"\S+ AS {target}\n", stage))
     assert "\nUSER 1000:1000\n" in stage
-    assert 'ENTRYPOINT ["arrowhead"' in stage
+    # NVIDIA's own stays before ours: it has CUDA work with older drivers.
+    nvidia = '"/opt/nvidia/nvidia_entrypoint.sh", ' if target == "triton" else ""
+    assert f'ENTRYPOINT [{nvidia}"arrowhead"' in stage
 
 
 @pytest.mark.parametrize(
@@ -136,6 +194,44 @@ def test_haproxy_takes_its_file_without_a_warning(environment: dict[str, str]) -
     need("haproxy")
     output = run("haproxy", "-c", "-f", DEPLOY / "haproxy" / "haproxy.cfg", **environment)
     assert output.strip() == "Configuration file is valid"
+
+
+def test_who_is_answered_too_late_is_told_503(tmp_path: Path) -> None:
+    """A gateway that is ready, and busy with others: its socket takes requests and answers none."""
+    need("haproxy")
+    text = (DEPLOY / "haproxy" / "haproxy.cfg").read_text()
+    with ExitStack() as held:
+        silent, *free = (
+            held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(5)
+        )
+        ports = [one.getsockname()[1] for one in free]
+        for one in free:
+            one.close()
+        for theirs, ours in zip((8080, 8000, 8001, 8404), ports, strict=True):
+            text = text.replace(f'-*}}:{theirs}"', f'-*}}:{ours}"')
+        text = text.replace("timeout server 10s", "timeout server 300ms")
+        at = f"127.0.0.1:{silent.getsockname()[1]}"
+        gateway = f"server gateway {at} maxconn 64 no-check init-addr last"
+        text = re.sub("server-template gateway .*", gateway, text)
+        (tmp_path / "haproxy.cfg").write_text(text)
+        haproxy = subprocess.Popen(
+            ["haproxy", "-db", "-f", tmp_path / "haproxy.cfg"],
+            env={**os.environ, "PATH": PLACES, "ARROWHEAD_LISTEN": "127.0.0.1"},
+        )
+        try:
+            url = f"http://127.0.0.1:{ports[0]}/embed"
+            wait_until(lambda: not haproxy.poll() and _listens(ports[0]), "HAProxy", 10)
+            answer = httpx.post(url, json={"inputs": "a text"}, timeout=20)
+        finally:
+            haproxy.terminate()
+            haproxy.wait(10)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert "no answer in time" in answer.json()["error"]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_prometheus_takes_its_files() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from perf import faults_full
-from perf.faults import FAULTS, QUICK, Bench, fault, two_versions
+from perf.faults import FAULTS, LONG_WORDS, QUICK, Bench, fault, two_versions
 from perf.faults_load import Known
 from perf.faults_overload import overload
 from perf.faults_page import WORK
@@ -23,7 +23,7 @@ from perf.faults_page import WORK
 from . import stacks
 
 EFFORT = replace(QUICK, around_s=1.5)
-NOISY_RECOVERY_S = 15.0
+NOISY_RECOVERY_S, NOISY_WORK_S = 15.0, 90.0
 LEAST = 200  # requests; on two quiet cores it is thousands
 IN_NAMESPACES = ("full_shared_memory", "full_disk")
 
@@ -51,16 +51,21 @@ def test_nothing_fails_and_no_vector_is_wrong(
     measured("in", result.requests, "requests")
     measured("worst latency", result.since.worst_ms, "ms")
     measured("recovery", result.recovery_s)
-    assert result.failures == {}
+    assert result.amiss == 0, result.failures
+    assert result.failed < 0.1 * result.requests
     assert result.wrong == 0
     assert result.facts == dict.fromkeys(result.facts, True), result.notes
-    assert result.recovery_s < NOISY_RECOVERY_S or name in WORK
+    assert result.recovery_s < (NOISY_WORK_S if name in WORK else NOISY_RECOVERY_S)
     assert result.requests > LEAST
 
 
 @pytest.mark.timeout(600)
-def test_ten_times_too_many_requests(bench: Bench, measured: Callable[..., None]) -> None:
-    found = overload(bench.stack, bench.known, EFFORT.overload_s)
+@pytest.mark.parametrize("words", [None, LONG_WORDS], ids=["short texts", "long texts"])
+def test_ten_times_too_many_requests(
+    bench: Bench, words: tuple[int, int] | None, measured: Callable[..., None]
+) -> None:
+    known = Known(bench.repository, bench.versions[:1], words) if words else bench.known
+    found = overload(bench.stack, known, EFFORT.overload_s)
     share = found.good_s / found.peak_s
     measured("share of the peak", 100 * share, "%")
     measured("offered", found.offered / found.seconds, "requests/s")

@@ -15,32 +15,24 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import pytest
+from docker.utils.build import exclude_paths
 
 from arrowhead_client import Client
 from arrowhead_server.address import free_address
 from arrowhead_server.triton import find_triton
 
 from .conftest import wait_until
-from .stacks import need
 
 ROOT = Path(__file__).parents[2]
-
-
-# Docker's own reading of .dockerignore, in Debian's Python.
-LET_IN = """
-from docker.utils.build import exclude_paths
-lines = open(".dockerignore").read().splitlines()
-print(*exclude_paths(".", [line for line in lines if line and line[0] != "#"]), sep="\\n")
-"""
 
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `docker build` would see of this folder."""
-    need("docker-compose")  # brings the package docker
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
     folder = tmp_path_factory.mktemp("context")
-    listed = subprocess.check_output(["/usr/bin/python3", "-c", LET_IN], cwd=ROOT, text=True)
-    for name in filter(lambda name: (ROOT / name).is_file(), listed.splitlines()):
+    let_in = exclude_paths(ROOT, [line for line in ignored if line and line[0] != "#"])
+    for name in filter(lambda name: (ROOT / name).is_file(), let_in):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
     return folder
@@ -49,6 +41,8 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def install(context: Path, folder: Path, part: str) -> Path:
     """The environment's bin folder."""
     environment = {**os.environ, "PYTHON": sys.executable}
+    if not {"UV_FIND_LINKS", "PIP_FIND_LINKS"} & set(environment):
+        environment.setdefault("TORCH", "cpu")  # PyPI's is for GPUs, and gigabytes
     done = subprocess.run(
         [context / "deploy" / "install", folder, part],
         env=environment,

@@ -32,6 +32,7 @@ VERSIONS = ("1.30", "1.37")
 NAME = "app.kubernetes.io/name"
 GPU = ("overlays/gpu", "triton")
 PVC, OWNER = "persistentVolumeClaim", ("runAsUser", "runAsGroup", "fsGroup")
+NVIDIA = "/opt/nvidia/nvidia_entrypoint.sh"
 SHM = "/dev/shm"  # noqa: S108 (not a temporary file)
 EVERYWHERE = "0.0.0.0"  # noqa: S104 (of its own container)
 STOP_S = 5  # `Server.stop`: "stops within five seconds"
@@ -91,7 +92,8 @@ def selected(resources: list[Resource], selector: dict[str, Any]) -> list[Pod]:
 
 def parsed(command: click.Command, pod: Pod) -> dict[str, Any]:
     """The options of a container's command line, by the very command."""
-    program, name, *options = pod.container["command"]
+    words = pod.container["command"]
+    program, name, *options = words[1:] if words[0] == NVIDIA else words
     assert (program, name) == ("arrowhead", command.name)
     return command.make_context(name, options).params
 
@@ -126,7 +128,8 @@ def wrong(resource: Resource) -> Resource:
 
 def test_the_check_finds_what_is_wrong(everything: dict[str, list[Resource]]) -> None:
     seen = {one["kind"]: one for name in everything for one in everything[name] if "spec" in one}
-    assert {"Deployment", "Job", "PodMonitor", "ScaledObject", "InferenceService"} <= set(seen)
+    theirs = {"PodMonitor", "PrometheusRule", "ScaledObject", "InferenceService"}
+    assert {"Deployment", "Job", *theirs} <= set(seen)
     for resource in seen.values():
         with pytest.raises(jsonschema.ValidationError, match="nonsense"):
             check(wrong(resource), VERSIONS[-1])
@@ -205,6 +208,15 @@ def test_models_are_only_read(resources: list[Resource]) -> None:
         claims = {one["name"] for one in pod.spec["volumes"] if "persistentVolumeClaim" in one}
         mounts = [one for one in pod.container["volumeMounts"] if one["name"] in claims]
         assert all(one["readOnly"] is True for one in mounts)
+
+
+def test_with_a_gpu_the_image_s_own_entrypoint_comes_first(
+    everything: dict[str, list[Resource]],
+) -> None:
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    assert f'ENTRYPOINT ["{NVIDIA}", "arrowhead"]' in dockerfile
+    triton = part(everything["overlays/gpu"], "triton")
+    assert triton.container["command"][:2] == [NVIDIA, "arrowhead"]
 
 
 def test_images_are_pinned(resources: list[Resource]) -> None:
@@ -419,6 +431,74 @@ def test_probes_ask_what_they_mean(resources: list[Resource]) -> None:
     }
     start = triton["startupProbe"]
     assert start["periodSeconds"] * start["failureThreshold"] > GIVES_UP_S
+
+
+# ---- Prometheus' rules
+
+
+@pytest.fixture(scope="module")
+def monitored(
+    render: Callable[[Path], list[Resource]], tmp_path_factory: pytest.TempPathFactory
+) -> list[Resource]:
+    """An overlay of somebody's own: monitoring, and no autoscaler."""
+    folder = tmp_path_factory.mktemp("monitored").resolve()
+    kustomization = {
+        "resources": [os.path.relpath(KUBERNETES / "base", folder)],
+        "components": [os.path.relpath(KUBERNETES / "components/monitoring", folder)],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return render(folder)
+
+
+def alerts() -> Resource:
+    file = ROOT / "deploy" / "prometheus" / "alerts.yml"
+    read: Resource = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return read
+
+
+def test_the_rules_are_those_of_the_stack(monitored: list[Resource]) -> None:
+    (rule,) = of_kind(monitored, "PrometheusRule")
+    assert rule["spec"] == alerts(), "scripts/prometheus-rule makes it anew"
+    check(rule, VERSIONS[-1])
+
+
+def test_nobody_is_missed_where_an_autoscaler_decides(
+    everything: dict[str, list[Resource]],
+) -> None:
+    groups = {group["name"]: group for group in alerts()["groups"]}
+    assert set(groups) == {"arrowhead", "fleet"}
+    for overlay in ("overlays/cpu", "overlays/gpu", "overlays/kserve"):
+        (rule,) = of_kind(everything[overlay], "PrometheusRule")
+        assert rule["spec"]["groups"] == [groups["arrowhead"]]
+
+
+def test_prometheus_takes_the_rules(monitored: list[Resource], tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        assert not os.environ.get("CI"), "scripts/test-packages installs prometheus"
+        pytest.skip("no promtool: scripts/test-packages installs it")
+    (rule,) = of_kind(monitored, "PrometheusRule")
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rule["spec"]))
+    run = subprocess.run(
+        [promtool, "check", "rules", tmp_path / "rules.yml"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_jobs_have_the_names_that_the_rules_ask_for(monitored: list[Resource]) -> None:
+    jobs = set()
+    for monitor in of_kind(monitored, "PodMonitor"):
+        for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+            (relabeling,) = endpoint["relabelings"]
+            assert relabeling["targetLabel"] == "job"
+            jobs.add(relabeling["replacement"])
+            (pod,) = selected(monitored, monitor["spec"]["selector"])
+            assert endpoint["port"] in pod.ports()
+    stack = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    assert jobs == {job["job_name"] for job in stack["scrape_configs"]}
+    asked = re.findall(r'job=~?"(.*?)"', json.dumps(alerts()).replace("\\", ""))
+    assert asked
+    assert {name for names in asked for name in names.split("|")} <= jobs
 
 
 # ---- HAProxy's own file

@@ -38,6 +38,7 @@ WELL = FaultResult(
     facts={"it came back": True},
     notes=["a note"],
 )
+BORNE = {"Triton gRPC: Unavailable: gone": 5, "gateway: Refused: ('HTTP 503', b'')": 4}
 FLOODED = Overload(
     seconds=60.0,
     peak_s=400.0,
@@ -61,8 +62,12 @@ FLOODED = Overload(
     [
         ({}, []),
         ({"failed": 2, "wrong": 1}, ["1 wrong", "2 failed"]),
+        ({"failed": 9, "key": "poisoned", "failures": BORNE}, []),
+        ({"failed": 11, "key": "poisoned", "failures": BORNE | {"gateway: X": 2}}, ["2 failed"]),
+        ({"failed": 9, "failures": BORNE}, ["9 failed"]),
         ({"recovery_s": 5.0}, ["recovery 5.0 s"]),
-        ({"recovery_s": 50.0, "key": "hot_swap"}, []),
+        ({"recovery_s": 29.0, "key": "hot_swap"}, []),
+        ({"recovery_s": 30.0, "key": "hot_swap"}, ["recovery 30.0 s"]),
         ({"facts": {"it came back": False}}, ["not so: it came back"]),
     ],
 )
@@ -100,6 +105,7 @@ def test_the_page_tells_all() -> None:
         other_work=Sample.of([1.0, 30.0]),
         faults=[WELL, broken],
         overload=FLOODED,
+        overload_long=replace(FLOODED, offered=60_000, unsent=30_000),
         left_out={"full_disk": "no namespaces"},
     )
     text = page(results)
@@ -108,6 +114,7 @@ def test_the_page_tells_all() -> None:
     assert rows["kill_server"].endswith("missed: 2 failed |")
     for part in ("- 2 x gateway: HTTP 503", "- a note", "380 (95%)", "30 % of the cores"):
         assert part in text
+    assert "500 a second were sent, for the others (30,000 of 60,000) all connections" in text
     assert "`full_disk` was left out: no namespaces." in text
     assert json.loads(results.to_json())["faults"][1]["failures"] == {"gateway: HTTP 503": 2}
 

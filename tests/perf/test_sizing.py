@@ -18,7 +18,7 @@ from perf import sizing_fleet
 from perf.common import OUT
 from perf.machine import ROOT
 from perf.report import marked
-from perf.sizing import _hits, _quiet_again, _short
+from perf.sizing import _hits, _needed, _quiet_again, _short
 from perf.sizing_events import POLL_S, THRESHOLD, Scaler, deaths, rolling
 from perf.sizing_fleet import RULES, Answers, Fleet, bursty, poisson
 from perf.sizing_page import page, summary
@@ -55,6 +55,18 @@ def test_one_simulated_server_is_as_quick_as_the_measured_one(written: tuple[Any
         # What its p99 lacks stands on the page.
         assert check["p99_ms"] == pytest.approx(check["load"]["p99_ms"]["median"], rel=0.4)
     assert written[0]["margin"] >= 1
+
+
+def test_a_p99_that_is_promised_is_as_high_as_the_measured_ones(written: tuple[Any, str]) -> None:
+    found = written[0]
+    worst = max(one["load"]["p99_ms"]["median"] / one["p99_ms"] for one in found["checks"])
+    assert found["margin"] * found["tail"] == pytest.approx(max(worst, found["margin"]))
+    fast, slow = (
+        _needed(Service("float32", 0, 4, 0.5, 1, spread=0.3, off=0), tail, 60.0, 150.0, 2000)
+        for tail in (1.0, 1.5)
+    )
+    assert fast.replicas < slow.replicas
+    assert fast.p99_ms <= 150 >= slow.p99_ms
 
 
 def test_a_smoke_run_says_so(written: tuple[Any, str]) -> None:

@@ -13,15 +13,17 @@ import numpy.typing as npt
 import pytest
 
 from perf.machine import describe
-from perf.soak_load import Asked, Known, WrongVector
+from perf.soak_load import Asked, TextPool, WrongVector
 from perf.soak_page import conclusion, draw, page
 from perf.soak_results import (
     GROWS,
     OF_ALL,
     OF_PROCESSES,
     SLOWER,
+    SOUND,
     STEADY,
     UNCLEAR,
+    UNSOUND,
     Drift,
     Event,
     Failure,
@@ -164,7 +166,7 @@ def test_known_texts_are_new_each_time_and_have_the_engines_vectors(
     from arrowhead_engine.encoder import Encoder
     from arrowhead_engine.tokenizer import Tokenizer
 
-    known = Known(minilm_repository, 1)
+    known = TextPool(minilm_repository, 1)
     new, long, again = known.new(50), known.long(), known.again(200)
     assert len({*new.texts, *known.new(50).texts}) == 100
     assert len(set(again.texts)) < 200
@@ -221,7 +223,8 @@ def test_the_page_says_what_was_found(results: SoakResults, tmp_path: Path) -> N
     assert "| gRPC | 197,900 | 5.0 | 5.5 | 1.10 | 20 | 19 | steady |" in text
     assert "| promote to version 2 | 2.5 | 3.2 |" in text
     assert "| open handles of haproxy | 30 | 32 | 8 | steady |" in text
-    assert results.is_sound
+    assert results.outcome == SOUND
+    assert "| altogether | sound |" in text
     assert not results.is_disturbed
     assert json.loads(results.to_json())["answered"] == {"gRPC": 197_900}
 
@@ -261,12 +264,21 @@ def test_a_soak_with_a_fault_is_not_sound(
     results: SoakResults, change: Callable[[SoakResults], SoakResults], told: tuple[str, str]
 ) -> None:
     changed = change(results)
-    assert not changed.is_sound
+    assert changed.outcome == UNSOUND
     assert told in conclusion(changed)
     assert told not in conclusion(results)
+
+
+def test_what_is_unclear_is_neither_sound_nor_a_fault(results: SoakResults) -> None:
+    short = trend(MEMORY, [life(seconds=30)], warm_up_s=60)
+    unclear = replace(results, trends=[*results.trends, short])
+    assert unclear.outcome == UNCLEAR
+    assert "What is unclear is neither sound nor a leak" in page(unclear, [])
+    assert "What is unclear" not in page(results, [])
+    assert replace(unclear, left=["arrowhead-1-x"]).outcome == UNSOUND
 
 
 def test_drift_is_not_held_against_a_machine_that_others_use(results: SoakResults) -> None:
     drifting = replace(results, drifts=[Drift("gRPC", 9, 5.0, 8.0, 9.0, 9.0)])
     assert drifting.drifts[0].verdict == SLOWER
-    assert replace(drifting, other_work=Sample.of([50.0])).is_sound
+    assert replace(drifting, other_work=Sample.of([50.0])).outcome == SOUND
