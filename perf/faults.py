@@ -67,6 +67,7 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
         faults_scenes.kill_tokenizer,
         faults_scenes.freeze_triton,
         faults_scenes.freeze_server,
+        faults_scenes.pause_server,
         faults_scenes.hang_triton,
         faults_scenes.rolling_restart,
         faults_scenes.hot_swap,

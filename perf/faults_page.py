@@ -19,7 +19,8 @@ WORK_S = 30.0
 WORK = ("rolling_restart", "rolling_gateways", "hot_swap", "full_disk")
 # HAProxy asks one other server after what killed the first, so two of three are gone in the same
 # moment, and gateways are not ready until they reach the third. Who tries nothing again is told so.
-MAY_REFUSE = ("poisoned",)
+# So is who asked by gRPC a server that stood still: HAProxy does not see Triton's INTERNAL there.
+MAY_REFUSE = ("poisoned", "pause_server")
 _REFUSALS = (
     "Triton HTTP: Unavailable",
     "Triton gRPC: Unavailable",
@@ -165,8 +166,8 @@ def _lines(results: FaultResults) -> Iterator[str]:
         "*Whole* is when every part was ready again. Goals: none wrong, none failed, recovery "
         f"below {RECOVERY_S:.0f} s, for {', '.join(WORK)} below {WORK_S:.0f} s after each step: "
         "there servers start, load and convert on the cores that answer. Of "
-        f"{', '.join(MAY_REFUSE)}, where two of three Tritons are gone at once, requests may be "
-        "refused with 503 for that moment."
+        f"{', '.join(MAY_REFUSE)} requests may be refused with 503 for a moment: two of three "
+        "Tritons are gone at once; Triton gives up what a server that stands still had."
     )
     yield ""
     yield (

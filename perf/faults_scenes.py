@@ -23,6 +23,7 @@ from perf.faults_load import Load
 from perf.server import MODEL
 
 ARROWHEAD = str(Path(sys.executable).with_name("arrowhead"))
+_PAUSE_S = 1.2  # Triton takes for dead what showed no life for a second
 _WHOLE_S = 90.0  # until then everything must be up again
 _STUB = "triton_python_backend_stub"
 
@@ -154,6 +155,23 @@ def frozen(scene: Scene, processes: list[psutil.Process]) -> None:
         for process in reversed(processes):
             if process.is_running():
                 process.resume()
+
+
+def pause_server(scene: Scene) -> None:
+    """One `arrowhead serve`, all below it included, stands still for a second, five times."""
+    for _ in range(5):
+        server = psutil.Process(scene.stack.pid("triton3"))
+        processes = [server, *server.children(recursive=True)]
+        scene.step()
+        for process in processes:
+            process.suspend()
+        scene.load.wait(_PAUSE_S)
+        # Triton first, who then takes its models' processes for dead, while they go on.
+        for process in processes:
+            if process.is_running():
+                process.resume()
+        scene.load.wait(_PAUSE_S)  # by now it is seen, if one ended
+        scene.whole("triton3")
 
 
 def rolling_restart(scene: Scene) -> None:
