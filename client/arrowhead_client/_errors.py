@@ -131,7 +131,9 @@ _CLASS_OF = {status: error for error, pair in STATUSES.items() for status in pai
 # A model's process died or is frozen, and Triton's word for it is that of any fault of its own.
 # `arrowhead serve` starts it anew within seconds.
 _FAULT = ("500", "StatusCode.INTERNAL")
-_DEAD_MODEL = re.compile(r"Stub process '[^']*' is not healthy")
+_DEAD_MODEL = re.compile(
+    r"Stub process '[^']*' is not healthy|Failed to obtain the health mutex"  # it died with it
+)
 
 
 def from_status(status: str | None, message: str, *, server: str, timeout_s: float) -> ServerError:

@@ -40,6 +40,7 @@ NOT_FOUND = (404, grpc.StatusCode.NOT_FOUND)
 INTERNAL = (500, grpc.StatusCode.INTERNAL)
 # Triton's own words, over both roads.
 DEAD_MODEL = (*INTERNAL, "in ensemble 'minilm', Stub process 'minilm_encoder_0_0' is not healthy.")
+DEAD_IN_MUTEX = (*INTERNAL, "in ensemble 'minilm', Failed to obtain the health mutex.")
 LATE = (504, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 TEXTS = [
@@ -123,6 +124,7 @@ def test_reading_prompts_fails_and_is_retried_as_a_request(road: Any) -> None:
         (LATE, TimedOut),
         (UNAVAILABLE, Unavailable),
         (DEAD_MODEL, Unavailable),
+        (DEAD_IN_MUTEX, Unavailable),
         ((*INVALID, DEAD_MODEL[-1]), InvalidRequest),  # a caller's own words, told back
     ],
 )
