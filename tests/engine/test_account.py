@@ -123,7 +123,7 @@ def test_lines_are_of_batches_and_only_if_wanted(
 def test_refusals_fill_no_log_and_are_all_counted(
     kept: dict[tuple[str, str], float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    account = Account("minilm_encoder", "3", Family)
+    account = Account("minilm_encoder", "3", Family, "minilm_encoder_0_1")
     began = time.monotonic()
     refused = 0
     while time.monotonic() - began < 2.5 * PERIOD_S:
@@ -143,7 +143,7 @@ def test_refusals_fill_no_log_and_are_all_counted(
 def test_who_is_refused_after_a_while_has_a_line_again(
     kept: dict[tuple[str, str], float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    account = Account("minilm_encoder", "3", Family)
+    account = Account("minilm_encoder", "3", Family, "minilm_encoder_0_1")
     for number in range(2):
         batch(account, f"text {number}")
         time.sleep(2.2 * PERIOD_S)

@@ -73,6 +73,7 @@ def arguments(repository: Path) -> dict[str, str]:
         "model_repository": str(repository / "minilm_encoder"),
         "model_version": "1",
         "model_name": "minilm_encoder",
+        "model_instance_name": "minilm_encoder_0_0",
         "model_instance_kind": "CPU",
         "model_instance_device_id": "0",
     }
