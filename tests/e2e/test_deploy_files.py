@@ -259,7 +259,8 @@ def test_a_test_of_an_alert_can_fail(tmp_path: Path) -> None:
     folder = tmp_path / "prometheus"
     shutil.copytree(DEPLOY / "prometheus", folder)
     alerts = (folder / "alerts.yml").read_text()
-    (folder / "alerts.yml").write_text(alerts.replace("> 200\n", "> 2000\n"))
+    assert alerts.count(" > 24\n") == 1
+    (folder / "alerts.yml").write_text(alerts.replace(" > 24\n", " > 2400\n"))
     done = subprocess.run(
         ["promtool", "test", "rules", "alerts_test.yml"],
         cwd=folder,
