@@ -254,6 +254,13 @@ def test_each_alert_says_what_to_do() -> None:
         assert len(rule["annotations"]["runbook"]) > 40, rule["alert"]
 
 
+def test_the_docs_name_each_alert() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+(?:, \w+)*) \| (page|ticket) \| \S", page, re.MULTILINE)
+    told = {name: severity for names, severity in rows for name in names.split(", ")}
+    assert told == {rule["alert"]: rule["labels"]["severity"] for rule in rules()}
+
+
 def test_a_test_of_an_alert_can_fail(tmp_path: Path) -> None:
     need("promtool")
     folder = tmp_path / "prometheus"
