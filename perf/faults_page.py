@@ -66,7 +66,8 @@ class FaultResult:
     @property
     def amiss(self) -> int:
         """Requests that failed and should not have."""
-        allowed = MAY_REFUSE.get(self.key, ())
+        if (allowed := MAY_REFUSE.get(self.key)) is None:
+            return self.failed
         return sum(count for what, count in self.failures.items() if not what.startswith(allowed))
 
     def missed(self) -> list[str]:

@@ -193,10 +193,7 @@ def _needed_table(needed: Sequence[Needed]) -> str:
         [
             (
                 f"{rate:,.0f}",
-                *(
-                    _told(found[rate, target])
-                    for target in targets
-                ),
+                *(_told(found[rate, target]) for target in targets),
             )
             for rate in rates
         ],
