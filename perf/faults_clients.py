@@ -138,7 +138,7 @@ async def _dawdle(
     stack: Stack, known: Known, count: int, seconds: float
 ) -> dict[str, tuple[int, float]]:
     gateway = f"http://{stack.address('gateway1')}:8080"
-    texts = [known.texts[number % len(known.texts)] for number in range(200)]
+    texts = [known.texts[number % len(known.texts)] for number in range(400)]
     kinds: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
     for name, url, path in (
         ("HAProxy", stack.gateway_url, "/embed"),

@@ -243,6 +243,7 @@ async def _overload(stack: Stack, known: Known, seconds: float, times: float) ->
     await asyncio.sleep(spell)
     peak_s, peak.closed_loop = len(peak.good) / spell, False
     await asyncio.sleep(2.0)
+    await peak.close()  # its places at HAProxy are the flood's
     usual_s = [await _waited(road, known, next(texts)) for _ in range(20)]
     flood = _Flood(stack.gateway_url, known, texts)
     memory, most = memory_mb(), 0.0
@@ -262,7 +263,6 @@ async def _overload(stack: Stack, known: Known, seconds: float, times: float) ->
     await road.close()
     await asyncio.sleep(_LAST_S)
     look()
-    await peak.close()
     await flood.close()
     good = [took * 1e3 for took in flood.good] or [float("nan")]
     refused = [took * 1e3 for took in flood.refused] or [float("nan")]

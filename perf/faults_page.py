@@ -20,12 +20,14 @@ WORK = ("rolling_restart", "rolling_gateways", "hot_swap", "full_disk")
 # HAProxy asks one other server after what killed the first, so two of three are gone in the same
 # moment, and gateways are not ready until they reach the third. Who tries nothing again is told so.
 # So is who asked by gRPC a server that stood still: HAProxy does not see Triton's INTERNAL there.
-MAY_REFUSE = ("poisoned", "pause_server")
-_REFUSALS = (
-    "Triton HTTP: Unavailable",
-    "Triton gRPC: Unavailable",
-    "gateway: Refused: ('HTTP 503'",
-)
+MAY_REFUSE = {
+    "poisoned": (
+        "Triton HTTP: Unavailable",
+        "Triton gRPC: Unavailable",
+        "gateway: Refused: ('HTTP 503'",
+    ),
+    "pause_server": ("Triton gRPC: Unavailable",),
+}
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ class FaultResult:
     @property
     def amiss(self) -> int:
         """Requests that failed and should not have."""
-        if self.key not in MAY_REFUSE:
+        if (allowed := MAY_REFUSE.get(self.key)) is None:
             return self.failed
-        return sum(count for what, count in self.failures.items() if not what.startswith(_REFUSALS))
+        return sum(count for what, count in self.failures.items() if not what.startswith(allowed))
 
     def missed(self) -> list[str]:
         """The goals that were not met."""
@@ -165,9 +167,10 @@ def _lines(results: FaultResults) -> Iterator[str]:
         "with bad callers, the time since they were gone. "
         "*Whole* is when every part was ready again. Goals: none wrong, none failed, recovery "
         f"below {RECOVERY_S:.0f} s, for {', '.join(WORK)} below {WORK_S:.0f} s after each step: "
-        "there servers start, load and convert on the cores that answer. Of "
-        f"{', '.join(MAY_REFUSE)} requests may be refused with 503 for a moment: two of three "
-        "Tritons are gone at once; Triton gives up what a server that stands still had."
+        "there servers start, load and convert on the cores that answer. For a "
+        "moment requests may be refused with 503 where two of three Tritons are gone at once "
+        "(`poisoned`), and, by gRPC to Triton, with its INTERNAL where a server stood still "
+        "(`pause_server`)."
     )
     yield ""
     yield (

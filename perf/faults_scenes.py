@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def _kill_model(scene: Scene, name: str, model: str) -> None:
 
 def freeze_triton(scene: Scene) -> None:
     """One Triton stands still (SIGSTOP), and goes on where it stood."""
-    frozen(scene, [triton(scene.stack, "triton1")])
+    frozen(scene, [triton(scene.stack, "triton1")], scene.frozen_s)
     scene.whole("triton1")
 
 
@@ -131,29 +132,34 @@ def hang_triton(scene: Scene) -> None:
 
 def freeze_gateway(scene: Scene) -> None:
     """One gateway stands still, and goes on where it stood."""
-    frozen(scene, [psutil.Process(scene.stack.pid("gateway1"))])
+    frozen(scene, [psutil.Process(scene.stack.pid("gateway1"))], scene.frozen_s)
     scene.whole("gateway1")
 
 
 def freeze_server(scene: Scene) -> None:
     """One `arrowhead serve` stands still with all below it, and goes on where it stood."""
     server = psutil.Process(scene.stack.pid("triton2"))
-    frozen(scene, [server, *server.children(recursive=True)])
+    frozen(scene, [server, *server.children(recursive=True)], scene.frozen_s)
     scene.whole("triton2")
 
 
-def frozen(scene: Scene, processes: list[psutil.Process]) -> None:
-    """Has processes stand still for a while."""
+def frozen(
+    scene: Scene, processes: list[psutil.Process], seconds: float, *, is_last_first: bool = True
+) -> None:
+    """Has processes stand still for a while.
+
+    They go on last first, as they depend on each other: a Triton that goes on a moment before its
+    models' processes answers what it held with INTERNAL, which HAProxy does not see in gRPC.
+    """
     scene.step()
-    for process in processes:
-        process.suspend()
     try:
-        scene.load.wait(scene.frozen_s)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        scene.load.wait(seconds)
     finally:
-        # Last first, as they depend on each other: a Triton that goes on a moment before its
-        # models' processes answers what it held with INTERNAL, which HAProxy does not see in gRPC.
-        for process in reversed(processes):
-            if process.is_running():
+        for process in reversed(processes) if is_last_first else processes:
+            with suppress(psutil.NoSuchProcess):
                 process.resume()
 
 
@@ -161,15 +167,8 @@ def pause_server(scene: Scene) -> None:
     """One `arrowhead serve`, all below it included, stands still for a second, five times."""
     for _ in range(5):
         server = psutil.Process(scene.stack.pid("triton3"))
-        processes = [server, *server.children(recursive=True)]
-        scene.step()
-        for process in processes:
-            process.suspend()
-        scene.load.wait(_PAUSE_S)
-        # Triton first, who then takes its models' processes for dead, while they go on.
-        for process in processes:
-            if process.is_running():
-                process.resume()
+        # Triton goes on first, and takes its models' processes for dead, while they go on.
+        frozen(scene, [server, *server.children(recursive=True)], _PAUSE_S, is_last_first=False)
         scene.load.wait(_PAUSE_S)  # by now it is seen, if one ended
         scene.whole("triton3")
 

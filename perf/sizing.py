@@ -27,7 +27,7 @@ from perf.machine import ROOT
 from perf.profile_load import infer_request
 from perf.profile_server import zipf_ranks
 from perf.report import marked
-from perf.sizing_events import Scaler, deaths, rolling
+from perf.sizing_events import ROOM, Scaler, deaths, rolling
 from perf.sizing_fleet import RULES, Answers, Fleet, Times, bursty, poisson
 from perf.sizing_results import (
     Cached,
@@ -68,9 +68,9 @@ DIES_EVERY_S, BACK_AFTER_S = (
     2.0,
 )  # far too often; `arrowhead serve` is back in about that
 ROLL_S = 20.0  # a drain of 15 s, a stop, a start
-ROOM = 512  # of two gateways (--in-flight 256 each)
 STARTS_S = (20.0, 120.0)  # image and node are there; a node must come first
 AWAY = (1e-4, 1e-3, 1e-2)  # share of the time that a replica is away by itself
+_IDLE = 0.02  # of a fleet: its latency is that of one request alone
 MOST_BUSY = 0.9  # what comes nearer to all falls behind at the least disturbance
 DIFFERENT, EXPONENT, DIMENSION = (20_000, 100_000, 1_000_000), 1.0, 384
 MEMORIES, ENTRIES = (1, 3, 10, 30), (1_000, CACHED_VECTORS, 50_000)
@@ -262,8 +262,11 @@ def _needed(one: Service, tail: float, rate_s: float, target_ms: float, requests
     count = max(1, math.ceil(rate_s / (most * MOST_BUSY)))
     while True:
         p99 = tail * _steady(Fleet(one, count), rate_s, requests).percentile(99)
+        busy = rate_s / (count * most)
         if p99 <= target_ms:
-            return Needed(rate_s, target_ms, count, rate_s / (count * most), p99)
+            return Needed(rate_s, target_ms, count, busy, p99)
+        if busy < _IDLE:  # one request alone takes longer than that
+            return Needed(rate_s, target_ms, 0, 0.0, p99)
         count += max(1, count // 20)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from perf.plots import BLUE, ORANGE, figure_of
 from perf.report import picture, table
-from perf.sizing_events import POLL_S, THRESHOLD
+from perf.sizing_events import POLL_S, ROOM, THRESHOLD
 from perf.sizing_results import Needed, Point, SizingResults
 
 _LOAD_PLOT = "sizing_latency.png"
@@ -180,6 +180,10 @@ def _rules(results: SizingResults) -> list[str]:
     ]
 
 
+def _told(needed: Needed) -> str:
+    return f"{needed.replicas} ({needed.busy:.0%} busy)" if needed.replicas else "not to be had"
+
+
 def _needed_table(needed: Sequence[Needed]) -> str:
     targets = _targets(needed)
     rates = sorted({one.requests_s for one in needed})
@@ -189,10 +193,7 @@ def _needed_table(needed: Sequence[Needed]) -> str:
         [
             (
                 f"{rate:,.0f}",
-                *(
-                    f"{found[rate, target].replicas} ({found[rate, target].busy:.0%} busy)"
-                    for target in targets
-                ),
+                *(_told(found[rate, target]) for target in targets),
             )
             for rate in rates
         ],
@@ -290,7 +291,7 @@ def _steps(results: SizingResults) -> list[str]:
         "## When the load grows at once",
         "Three replicas at 60 %, then so many times that; at most 12. The autoscaler looks every "
         f"{POLL_S:g} s at the mean of a minute of requests under way, and wants {THRESHOLD:g} a "
-        "replica (deploy/kubernetes). Two gateways refuse (429) what is beyond 512 under way. "
+        f"replica (deploy/kubernetes). HAProxy refuses (429) what is beyond {ROOM} under way. "
         "Seconds from the step:",
         table(
             [

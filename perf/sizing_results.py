@@ -65,7 +65,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Needed:
-    """The fewest replicas whose p99, `SizingResults.tail` and all, is within the target."""
+    """The fewest replicas whose p99, `SizingResults.tail` and all, is within the target.
+
+    `replicas` is 0 where none are enough: one request alone takes longer.
+    """
 
     requests_s: float
     target_ms: float

@@ -129,9 +129,12 @@ class Tracing:
     def __init__(self) -> None:
         from importlib.metadata import version
 
-        from opentelemetry import propagate, trace
+        from opentelemetry import trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        self._trace, self._propagate = trace, propagate
+        # Not the program's own ones: its baggage is none of a server's business, and names that
+        # gRPC refuses (X-Amzn-Trace-Id) would cost the call.
+        self._trace, self._propagator = trace, TraceContextTextMapPropagator()
         self._tracer = trace.get_tracer("arrowhead", version("arrowhead"))
 
     @contextmanager
@@ -191,7 +194,7 @@ class Tracing:
         if not self._trace.get_current_span().get_span_context().trace_flags.sampled:
             return ()
         carrier: dict[str, str] = {}
-        self._propagate.inject(carrier)
+        self._propagator.inject(carrier)
         return tuple(carrier.items())
 
     def embedding(self, model: str, request_id: str | None) -> AbstractContextManager[Span]:

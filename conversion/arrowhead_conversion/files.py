@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 MOST_BYTES = 1 << 20  # of a configuration, a certificate, a signature or a key
+MOST_FILES = 10_000  # beside a model's versions
 _BLOCK = 1 << 20
 
 
@@ -28,8 +29,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         OSError: it is none, or cannot be opened.
     """
     # Without waiting: a pipe in a file's place would else hold us for ever.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb", buffering=0) as file:
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "is no regular file", str(path))
         yield file
@@ -80,7 +81,24 @@ def copy(source: Path, target: Path, most: int) -> int:
 
 
 def beside(model: Path) -> Iterator[Path]:
-    """The files that a model's configuration may name: in folders beside those of its versions."""
-    for folder in model.glob("[!.]*"):
-        if folder.is_dir() and not folder.name.isdecimal():
-            yield from (file for file in folder.rglob("*") if file.is_file())
+    """The files that a model's configuration may name: in folders beside those of its versions.
+
+    Links to folders are followed beside the versions, and nowhere below.
+
+    Raises:
+        OSError: a folder cannot be read, or there are more than `MOST_FILES` files and folders.
+    """
+    left = MOST_FILES
+    folders = [model]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                left -= 1
+                if left < 0:
+                    raise OSError(errno.EFBIG, f"has more than {MOST_FILES} files", str(model))
+                if entry.is_dir(follow_symlinks=folder == model):
+                    if folder != model or not (entry.name[0] == "." or entry.name.isdecimal()):
+                        folders.append(Path(entry.path))
+                elif folder != model and entry.is_file():
+                    yield Path(entry.path)

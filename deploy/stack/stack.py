@@ -186,7 +186,8 @@ class Stack:
         if name == "haproxy":
             up = self.servers_up()
             wanted = {"triton_http": self.replicas, "triton_grpc": self.replicas}
-            wanted |= {"gateways": self.gateways, "overloaded": 0}  # which answers by itself
+            wanted |= {"gateways": self.gateways, "gateways_long": self.gateways}
+            wanted |= {"overloaded": 0}  # which answers by itself
             return up == wanted
         if name == "prometheus":
             return _status(f"{self.prometheus_url}/-/ready") == 200

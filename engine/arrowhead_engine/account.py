@@ -14,6 +14,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol, TypeAlias
 
 BATCHES_VARIABLE = "ARROWHEAD_LOG_BATCHES"  # any value: a line for each batch
@@ -159,8 +160,9 @@ class Account:
                 line = {"part": self._model, "level": level, "message": "more ids of the last line"}
             if piece:
                 line["request_id"] = piece
-            sys.stderr.write(f"{json.dumps(line)}\n")
-        sys.stderr.flush()
+            with suppress(OSError):  # a log on a full disk costs no answer
+                sys.stderr.write(f"{json.dumps(line)}\n")
+                sys.stderr.flush()
 
     def _hand_on(self) -> None:
         """Once a second, and at the end, so that the last batch is told of too."""

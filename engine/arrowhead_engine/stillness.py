@@ -20,8 +20,9 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-STILL_S = 0.7  # with the 300 ms before it, the second that Triton waits
-BEAT_S = 0.2
+# With the 300 ms before it, and some until that thread runs again, the second that Triton waits.
+STILL_S = 0.55
+BEAT_S = 0.1
 # A batch that was sent to a process that stood still is begun so soon after it woke.
 WAKING_S = 0.5
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: it may be tried again
@@ -64,13 +65,15 @@ class Stillness:
             woke, stood = now.now, found
         if woke < began - WAKING_S:
             return
-        self._tell(
-            "warning",
-            f"this process stood still for {stood:.1f} s (paused, or without a CPU); Triton may "
-            "have given its batch up and would take the answer for another's: it ends, to be "
-            "started again",
-        )
-        os._exit(EXIT_CODE)  # at once: an orderly end would answer first
+        try:
+            self._tell(
+                "warning",
+                f"this process stood still for {stood:.1f} s (paused, without a CPU, or the clock "
+                "was set); Triton may have given its batch up and would take the answer for "
+                "another's: it ends, to be started again",
+            )
+        finally:
+            os._exit(EXIT_CODE)  # at once: an orderly end would answer first
 
     def close(self) -> None:
         """Watches no more."""

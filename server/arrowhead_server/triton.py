@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from arrowhead_client import InvalidInput
-from arrowhead_client._tracing import endpoint, ratio
+from arrowhead_client._tracing import TRACES_ENDPOINT, endpoint, ratio
 from arrowhead_server.address import Address
 from arrowhead_server.errors import StartError, TritonNotFoundError
 from arrowhead_server.repository import EmbeddingModel
@@ -30,6 +30,7 @@ _CACHE_ENTRY_OVERHEAD_BYTES = 128
 # Triton's own count of seconds before it gives up on open connections and in-flight requests. An
 # idle keep-alive connection burns all of it, so it is also the usual time a stop takes.
 EXIT_TIMEOUT_S = 3
+_RAREST = 2**31 - 1  # Triton reads an int32
 # Everything that changes the server or reaches into its memory. What stays open: health, metadata,
 # inference, model configuration, statistics.
 _ADMIN_APIS = "model-repository,shared-memory,trace,logging"
@@ -60,6 +61,8 @@ def find_triton(runtime: Path) -> Triton:
         TritonNotFoundError: There is none, or none for this Python.
     """
     environment = dict(os.environ)
+    if url := endpoint():  # Triton would make `//v1/traces` of a collector that ends in a slash
+        environment[TRACES_ENDPOINT] = url
     # The Python backend's stub embeds an interpreter that becomes whatever `python3` comes first on
     # PATH: ours, so that models see the packages this process sees. Not resolved: following the
     # link out of a virtual environment would leave it.
@@ -213,7 +216,7 @@ def _trace_flags(environment: Mapping[str, str]) -> list[str]:
         kept = 1.0 if sampler.endswith("always_on") else ratio()
     except InvalidInput as error:
         raise StartError(str(error)) from None
-    rate = round(1 / kept) if kept else 0
+    rate = round(min(1 / kept, _RAREST)) if kept else 0
     name = environment.get("OTEL_SERVICE_NAME", "arrowhead-triton")
     settings = [
         "mode=opentelemetry",

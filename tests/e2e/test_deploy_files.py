@@ -254,12 +254,20 @@ def test_each_alert_says_what_to_do() -> None:
         assert len(rule["annotations"]["runbook"]) > 40, rule["alert"]
 
 
+def test_the_docs_name_each_alert() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+(?:, \w+)*) \| (page|ticket) \| \S", page, re.MULTILINE)
+    told = {name: severity for names, severity in rows for name in names.split(", ")}
+    assert told == {rule["alert"]: rule["labels"]["severity"] for rule in rules()}
+
+
 def test_a_test_of_an_alert_can_fail(tmp_path: Path) -> None:
     need("promtool")
     folder = tmp_path / "prometheus"
     shutil.copytree(DEPLOY / "prometheus", folder)
     alerts = (folder / "alerts.yml").read_text()
-    (folder / "alerts.yml").write_text(alerts.replace("> 200\n", "> 2000\n"))
+    assert alerts.count(" > 24\n") == 1
+    (folder / "alerts.yml").write_text(alerts.replace(" > 24\n", " > 2400\n"))
     done = subprocess.run(
         ["promtool", "test", "rules", "alerts_test.yml"],
         cwd=folder,

@@ -273,7 +273,8 @@ def test_prometheus_reaches_everything(stack: Stack) -> None:
         jobs = [series["metric"]["job"] for series in _query(stack, "up == 1")]
         return {job: jobs.count(job) for job in sorted(set(jobs))}
 
-    wanted = {"gateway": 2, "haproxy": 1, "server": 3, "triton": 3}
+    replicas = {"gateway": 2, "haproxy": 1, "server": 3, "triton": 3}
+    wanted = {f"arrowhead-{part}": number for part, number in replicas.items()}
     wait_until(lambda: up() == wanted, "all targets", 20)
 
 

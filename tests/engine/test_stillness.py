@@ -20,7 +20,8 @@ import sys, time
 from arrowhead_engine.stillness import Stillness
 
 real = time.time
-stillness = Stillness(lambda level, message: print(level, message, file=sys.stderr))
+stillness = Stillness(lambda level, message: print(level, message, file=log))
+log = sys.stderr
 print("ready", flush=True)
 for line in sys.stdin:
     began = time.perf_counter()
@@ -30,7 +31,7 @@ for line in sys.stdin:
     print("answered", flush=True)
 stillness.close()
 """
-LONG_S = 3 * STILL_S
+LONG_S = 4 * STILL_S
 
 
 @pytest.fixture
@@ -93,6 +94,13 @@ def test_nor_one_in_which_the_clock_that_triton_waits_by_jumped(
 ) -> None:
     ask(process, "time.time = lambda: real() + 30")
     ended(process)
+
+
+def test_nor_where_that_cannot_be_told(process: subprocess.Popen[str]) -> None:
+    ask(process, "log = open('/dev/full', 'w', buffering=1); time.sleep(0.3)")
+    assert said(process) == "begun"
+    stand_still(process, lambda: None)
+    assert ended(process) == ""
 
 
 def test_one_that_is_sent_later_is(process: subprocess.Popen[str]) -> None:

@@ -501,6 +501,17 @@ def test_the_jobs_have_the_names_that_the_rules_ask_for(monitored: list[Resource
     assert {name for names in asked for name in names.split("|")} <= jobs
 
 
+def test_series_that_others_have_too_are_asked_for_by_job() -> None:
+    """On a whole cluster's Prometheus, other Tritons and other HAProxies are none of ours."""
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/arrowhead.json").read_text())
+    asked = [rule["expr"] for group in alerts()["groups"] for rule in group["rules"]]
+    asked += [query["expr"] for panel in dashboard["panels"] for query in panel.get("targets", [])]
+    selectors = re.findall(r"\b(up|(?:nv|haproxy|process)_\w+)\b(\S*)", "\n".join(asked))
+    assert {"up", "nv_gpu_utilization", "haproxy_backend_current_queue"} <= dict(selectors).keys()
+    for name, selector in selectors:
+        assert re.match(r'\{job=~?"arrowhead-', selector), name
+
+
 # ---- HAProxy's own file
 
 

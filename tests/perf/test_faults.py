@@ -65,6 +65,8 @@ FLOODED = Overload(
         ({"failed": 9, "key": "poisoned", "failures": BORNE}, []),
         ({"failed": 11, "key": "poisoned", "failures": BORNE | {"gateway: X": 2}}, ["2 failed"]),
         ({"failed": 9, "failures": BORNE}, ["9 failed"]),
+        ({"failed": 2, "key": "pause_server", "failures": {"Triton gRPC: Unavailable: a": 2}}, []),
+        ({"failed": 1, "key": "pause_server", "failures": {"gateway: X": 1}}, ["1 failed"]),
         ({"recovery_s": 5.0}, ["recovery 5.0 s"]),
         ({"recovery_s": 29.0, "key": "hot_swap"}, []),
         ({"recovery_s": 30.0, "key": "hot_swap"}, ["recovery 30.0 s"]),

@@ -69,6 +69,10 @@ def test_a_p99_that_is_promised_is_as_high_as_the_measured_ones(written: tuple[A
     assert fast.p99_ms <= 150 >= slow.p99_ms
 
 
+def test_what_no_fleet_answers_in_time_is_said_so() -> None:
+    assert _needed(EVEN, 1.0, 60.0, 1.0, 500).replicas == 0  # one text takes ten milliseconds
+
+
 def test_a_smoke_run_says_so(written: tuple[Any, str]) -> None:
     assert "A smoke run" in written[1]
     assert {one["rule"] for one in written[0]["rules"]} == set(RULES)

@@ -140,6 +140,23 @@ def test_the_command_imports_nothing_heavy() -> None:
 OTLP = "http://collector.example:4318"
 
 
+def test_a_small_share_is_one_that_triton_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", OTLP)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "1e-309")
+    found = Triton(Path("tritonserver"), None, None, {})
+    command = command_line(found, Path("models"), (), Address(), shm_prefix="a", verbose=False)
+    assert f"--trace-config=rate={2**31 - 1}" in command
+
+
+def test_triton_is_told_a_whole_address_for_spans(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"{OTLP}/")  # it would ask for //v1/traces
+    found = find_triton(tmp_path / "runtime")
+    assert found.environment["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] == f"{OTLP}/v1/traces"
+
+
 @pytest.mark.parametrize(
     ("variables", "flags"),
     [

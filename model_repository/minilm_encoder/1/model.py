@@ -44,6 +44,8 @@ class TritonPythonModel:
         self.account = Account(
             args["model_name"], args["model_version"], family, args["model_instance_name"]
         )
+        if any("text" in one["inputs"] for one in config.get("model_warmup", ())):
+            _ = self.tokenizer  # of an ensemble of one step; opened in a batch, it would hold it up
         self.stillness = Stillness(self.account.tell)
 
     @cached_property
@@ -55,6 +57,12 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         began = time.perf_counter()
+        try:
+            return self._answers(requests, began)
+        finally:  # an exception is an answer, too
+            self.stillness.check(began)
+
+    def _answers(self, requests: list[Any], began: float) -> list[Any]:
         self.truncated = 0
         rows: list[Ids] = []
         parts: list[slice | InvalidInput] = []
@@ -87,7 +95,6 @@ class TritonPythonModel:
             ),
             lambda: [request.request_id() for request in requests],
         )
-        self.stillness.check(began)
         return answers
 
     def finalize(self) -> None:

@@ -39,6 +39,12 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         began = time.perf_counter()
+        try:
+            return self._answers(requests, began)
+        finally:  # an exception is an answer, too
+            self.stillness.check(began)
+
+    def _answers(self, requests: list[Any], began: float) -> list[Any]:
         texts: list[str] = []
         parts: list[slice | InvalidInput] = []
         for request in requests:
@@ -67,7 +73,6 @@ class TritonPythonModel:
             ),
             lambda: [request.request_id() for request in requests],
         )
-        self.stillness.check(began)
         return answers
 
     def finalize(self) -> None:
