@@ -42,7 +42,7 @@ from arrowhead_client._plan import (
     tokens_of,
     writable,
 )
-from arrowhead_client._tracing import embedding, tracing
+from arrowhead_client._tracing import embedding
 from arrowhead_client._transports import AsyncTransport, async_transport_for
 from arrowhead_client._url import DEFAULT_URL
 
@@ -126,9 +126,9 @@ class AsyncClient:
         """See `Client.embed_ids`."""
         options = Options(dimensions=dimensions, normalize=normalize, precision=precision)
         ids = encode_ids(input_ids)
-        with embedding(tracing(), self.model, request_id):
+        with embedding(self.model, request_id):
             some = self._settings.id_requests(ids, served or await self._config())
-            requests = carrying(some, request_id, tracing())
+            requests = carrying(some, request_id)
             return writable(await self._gathered(requests, options, lambda done: None))
 
     async def embed_arrow(
@@ -177,7 +177,7 @@ class AsyncClient:
         """See `Client.count_tokens`."""
         prefix = await self._prefix(Options(prompt, prompt_name))
         some = self._settings.token_requests(encode_texts(texts, prefix))
-        requests = carrying(some, request_id, tracing())
+        requests = carrying(some, request_id)
         rows = TokenRows(requests)
         async with aclosing(self._answers(requests)) as answers:
             async for index, answer in answers:
@@ -195,7 +195,7 @@ class AsyncClient:
         """See `Client.tokenize`."""
         prefix = await self._prefix(Options(prompt, prompt_name))
         some = self._settings.tokenize_requests(encode_texts(texts, prefix))
-        requests = carrying(some, request_id, tracing())
+        requests = carrying(some, request_id)
         found: dict[int, list[Tokenized]] = {}
         async with aclosing(self._answers(requests)) as answers:
             async for index, answer in answers:
@@ -275,12 +275,12 @@ class AsyncClient:
         progress: bool | None = None,
         request_id: str | None = None,
     ) -> npt.NDArray[Any]:
-        with embedding(tracing(), self.model, request_id):
+        with embedding(self.model, request_id):
             prefix = await self._prefix(options)
             fitting = await self._fitting(texts, prefix, options.truncate, request_id)
             encoded = encode_texts(fitting, prefix)
             some = self._settings.embed_requests(encoded)
-            requests = carrying(some, request_id, tracing())
+            requests = carrying(some, request_id)
             with progress_bar(encoded, requests, progress) as bar:
                 return await self._gathered(requests, options, bar.update)
 

@@ -42,7 +42,7 @@ from arrowhead_client._plan import (
     tokens_of,
     writable,
 )
-from arrowhead_client._tracing import embedding, tracing
+from arrowhead_client._tracing import embedding
 from arrowhead_client._transports import Pause, Transport, transport_for
 from arrowhead_client._url import DEFAULT_URL
 
@@ -176,9 +176,9 @@ class Client:
         """
         options = Options(dimensions=dimensions, normalize=normalize, precision=precision)
         ids = encode_ids(input_ids)
-        with embedding(tracing(), self.model, request_id):
+        with embedding(self.model, request_id):
             some = self._settings.id_requests(ids, served or self._config())
-            requests = carrying(some, request_id, tracing())
+            requests = carrying(some, request_id)
             return writable(self._gathered(requests, options, lambda done: None))
 
     def embed_arrow(
@@ -257,7 +257,7 @@ class Client:
         """
         prefix = self._prefix(Options(prompt, prompt_name))
         some = self._settings.token_requests(encode_texts(texts, prefix))
-        requests = carrying(some, request_id, tracing())
+        requests = carrying(some, request_id)
         rows = TokenRows(requests)
         with closing(self._answers(requests)) as answers:
             for index, answer in answers:
@@ -280,7 +280,7 @@ class Client:
         """
         prefix = self._prefix(Options(prompt, prompt_name))
         some = self._settings.tokenize_requests(encode_texts(texts, prefix))
-        requests = carrying(some, request_id, tracing())
+        requests = carrying(some, request_id)
         found: dict[int, list[Tokenized]] = {}
         with closing(self._answers(requests)) as answers:
             for index, answer in answers:
@@ -379,12 +379,12 @@ class Client:
         progress: bool | None = None,
         request_id: str | None = None,
     ) -> npt.NDArray[Any]:
-        with embedding(tracing(), self.model, request_id):
+        with embedding(self.model, request_id):
             prefix = self._prefix(options)
             fitting = self._fitting(texts, prefix, options.truncate, request_id)
             encoded = encode_texts(fitting, prefix)
             some = self._settings.embed_requests(encoded)
-            requests = carrying(some, request_id, tracing())
+            requests = carrying(some, request_id)
             with progress_bar(encoded, requests, progress) as bar:
                 return self._gathered(requests, options, bar.update)
 

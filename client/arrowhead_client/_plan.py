@@ -33,12 +33,11 @@ from arrowhead_client._errors import (
 from arrowhead_client._info import Config, ModelInfo
 from arrowhead_client._options import Edge, check_whole
 from arrowhead_client._texts import PackedTexts, packed
+from arrowhead_client._tracing import span_headers
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from tqdm import tqdm
-
-    from arrowhead_client._tracing import Tracing
 
 MAX_BATCH_SIZE = 100  # the served model's max_batch_size: Triton refuses more
 CANDIDATE = "_candidate"  # what follows a model's name where its next version is on trial
@@ -291,15 +290,13 @@ def is_request_id(value: object) -> bool:
     return isinstance(value, str) and _REQUEST_ID.fullmatch(value) is not None
 
 
-def carrying(
-    requests: list[Request], request_id: str | None, tracing: Tracing | None
-) -> list[Request]:
+def carrying(requests: list[Request], request_id: str | None) -> list[Request]:
     """The requests with an id, of which each has the same, and with what tells of the span.
 
     Raises:
         InvalidInput: the id is none.
     """
-    headers = () if tracing is None else tracing.headers()
+    headers = span_headers()
     if request_id is None and not headers:
         return requests
     # Several are sent as one where those who ask wait for the same.

@@ -215,10 +215,15 @@ def unseen() -> Iterator[None]:
         _UNSEEN.reset(before)
 
 
-def embedding(
-    made: Tracing | None, model: str, request_id: str | None
-) -> AbstractContextManager[Span | None]:
+def span_headers() -> tuple[tuple[str, str], ...]:
+    """`Tracing.headers`, or none."""
+    made = tracing()
+    return () if made is None else made.headers()
+
+
+def embedding(model: str, request_id: str | None) -> AbstractContextManager[Span | None]:
     """`Tracing.embedding`, or nothing."""
+    made = tracing()
     if made is None or not made.arrives or _UNSEEN.get():
         return nullcontext()
     return made.embedding(model, request_id)
