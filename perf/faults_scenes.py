@@ -6,17 +6,17 @@ Each returns once the stack is whole again, and leaves it as it was.
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.stack import Stack
 from perf.faults_clients import dawdle, leave, poisoned_over_grpc, poisoned_over_http
@@ -146,17 +146,26 @@ def freeze_server(scene: Scene) -> None:
 def frozen(
     scene: Scene, processes: list[psutil.Process], seconds: float, *, is_last_first: bool = True
 ) -> None:
-    """Has processes stand still for a while.
+    """Has processes stand still for a while, under load."""
+    scene.step()
+    with standing_still(processes, is_last_first=is_last_first):
+        scene.load.wait(seconds)
+
+
+@contextmanager
+def standing_still(
+    processes: Sequence[psutil.Process], *, is_last_first: bool = True
+) -> Iterator[None]:
+    """Processes stand still meanwhile.
 
     They go on last first, as they depend on each other: a Triton that goes on a moment before its
     models' processes answers what it held with INTERNAL, which HAProxy does not see in gRPC.
     """
-    scene.step()
     try:
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
-        scene.load.wait(seconds)
+        yield
     finally:
         for process in reversed(processes) if is_last_first else processes:
             with suppress(psutil.NoSuchProcess):
@@ -274,8 +283,12 @@ def restarts(stack: Stack) -> dict[str, float]:
     found = {}
     for name in stack.tritons:
         metrics = httpx.get(f"http://{stack.address(name)}:8003/metrics").text
-        (line,) = re.findall(r"^arrowhead_server_restarts_total (\S+)$", metrics, re.MULTILINE)
-        found[name] = float(line)
+        (found[name],) = (
+            sample.value
+            for family in text_string_to_metric_families(metrics)
+            for sample in family.samples
+            if sample.name == "arrowhead_server_restarts_total"
+        )
     return found
 
 

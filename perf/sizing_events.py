@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from perf.sizing_fleet import Event, Fleet
 
-# deploy/kubernetes/components/autoscaling, which a test compares with this.
 ROOM = 384  # HAProxy lets 64 in at each of two gateways, and has 64 wait; there are two (deploy/)
+# deploy/kubernetes/components/autoscaling, which a test compares with this.
 THRESHOLD = 16.0  # requests under way, for each replica
 POLL_S = 15.0  # both Prometheus' and KEDA's
 MEAN_S = 60.0  # what is asked for is the mean of so long

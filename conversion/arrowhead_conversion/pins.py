@@ -18,6 +18,7 @@ from google.protobuf.text_encoding import CEscape, CUnescape
 
 from arrowhead_conversion.errors import RegistryError
 
+CANDIDATE = "_candidate"  # ends the name of the ensemble over a version that is tried out
 PREVIOUS = "previous_version"  # the ensemble's parameter: where `rollback` goes
 HIGHEST = "highest_version"  # likewise: the highest number ever given out, removed or not
 

@@ -145,7 +145,9 @@ def _instead(before: int | None, now: int) -> str:
 
 def _state(url: str, name: str, version: int, role: str) -> str:
     """What the running server says of a version: serving, loaded, not loaded, or nothing."""
-    served = f"{name}_candidate" if role == "candidate" else name
+    from arrowhead_conversion import pins
+
+    served = f"{name}{pins.CANDIDATE}" if role == "candidate" else name
     answers = []
     for model in (served, f"{name}_encoder"):
         try:

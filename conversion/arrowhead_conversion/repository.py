@@ -24,7 +24,7 @@ TEMPLATE = "minilm"
 WIDTH = "dims: [ 384 ]"  # of the template's embeddings
 # Published in this order: callers, and `arrowhead serve`, come in through the ensemble.
 PARTS = ("_tokenizer", "_encoder", "")
-CANDIDATE = "_candidate"
+CANDIDATE = pins.CANDIDATE
 RESERVED = ("_tokenizer", "_encoder", CANDIDATE)
 WARMUP_TOKENS = 16
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arrowhead_conversion import files
+from arrowhead_conversion import files, pins
 from arrowhead_server.errors import NotSignedError, RepositoryError
 from arrowhead_server.probe import FAILURES_IN_A_ROW, Part, Pulse
 from arrowhead_server.repository import EmbeddingModel, Pair, look_through, read_repository
@@ -36,7 +36,6 @@ LOGGER = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S = 300.0  # large models on slow disks
 QUIET_S = 3.0  # so long nobody has asked a version that is to be freed
-_CANDIDATE = "_candidate"  # ends the name of the ensemble over a version that is tried out
 _FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version (?P<version>\d+): (?P<why>[^\n]+)")
 _UNREADABLE = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<why>[^\n]+)")
 
@@ -421,7 +420,7 @@ class Rollout:
             *model.pair,
             why,
             _end_of_candidacy(model.base)
-            if model.name == f"{model.base}{_CANDIDATE}"
+            if model.name == f"{model.base}{pins.CANDIDATE}"
             else f"put {path} right, or remove its folder",
         )
 
@@ -431,7 +430,7 @@ class Rollout:
         users = sorted(model.name for model in self._wanted if model.pair == pair)
         if not users or base in users:
             advice = f"run `arrowhead rollback {base}`, or convert it again"
-        elif f"{base}{_CANDIDATE}" in users:
+        elif f"{base}{pins.CANDIDATE}" in users:
             advice = f"{_end_of_candidacy(base)}, or convert it again"
         else:
             advice = f"pin the steps of {', '.join(users)} to another version, or convert it again"
@@ -504,7 +503,7 @@ class Rollout:
     def _times(self, pair: Pair, ensembles: Collection[str] = ()) -> tuple[float, ...]:
         """Of a version's files, and of these ensembles'; by default of both that are ours."""
         base, _ = pair
-        ensembles = ensembles or [base, f"{base}{_CANDIDATE}"]
+        ensembles = ensembles or [base, f"{base}{pins.CANDIDATE}"]
         found = [self._repository / name / "config.pbtxt" for name in ensembles]
         for part, version in parts([pair]):
             folder = self._repository / part

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +14,7 @@ import pytest
 from arrowhead_client import ArrowheadError, Client
 from arrowhead_server.supervisor import running_server
 from perf.faults_load import Known, Requests
+from perf.faults_scenes import standing_still
 
 PAUSES = 5
 # Triton gives a model's process up that showed no life for a second; it shows it every 300 ms.
@@ -67,9 +65,7 @@ def test_no_vector_is_another_texts(
 
 def pause(triton: int) -> None:
     """Triton and its models' processes stop, and go on, Triton first."""
-    processes = [triton, *(one.pid for one in psutil.Process(triton).children(recursive=True))]
-    for number in (signal.SIGSTOP, signal.SIGCONT):
-        for one in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(one, number)
-        time.sleep(PAUSE_S if number == signal.SIGSTOP else 0.0)
+    process = psutil.Process(triton)
+    processes = [process, *process.children(recursive=True)]
+    with standing_still(processes, is_last_first=False):
+        time.sleep(PAUSE_S)
