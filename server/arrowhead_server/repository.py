@@ -17,6 +17,7 @@ from arrowhead_server.errors import RepositoryError
 _OUTPUT_WIDTH = re.compile(r"\boutput\s*:?\s*\[?\s*\{[^}]*\bdims\s*:\s*\[?\s*(\d+)")
 
 
+CANDIDATE = pins.CANDIDATE
 # Both parts of a version, (base, version): what is loaded, proved, refused and freed together.
 Pair = tuple[str, int]
 

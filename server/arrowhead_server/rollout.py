@@ -23,10 +23,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arrowhead_conversion import files, pins
+from arrowhead_conversion import files
 from arrowhead_server.errors import NotSignedError, RepositoryError
 from arrowhead_server.probe import FAILURES_IN_A_ROW, Part, Pulse
-from arrowhead_server.repository import EmbeddingModel, Pair, look_through, read_repository
+from arrowhead_server.repository import (
+    CANDIDATE,
+    EmbeddingModel,
+    Pair,
+    look_through,
+    read_repository,
+)
 from arrowhead_server.shown import Shown
 
 if TYPE_CHECKING:  # it takes what only signed models need
@@ -420,7 +426,7 @@ class Rollout:
             *model.pair,
             why,
             _end_of_candidacy(model.base)
-            if model.name == f"{model.base}{pins.CANDIDATE}"
+            if model.name == f"{model.base}{CANDIDATE}"
             else f"put {path} right, or remove its folder",
         )
 
@@ -430,7 +436,7 @@ class Rollout:
         users = sorted(model.name for model in self._wanted if model.pair == pair)
         if not users or base in users:
             advice = f"run `arrowhead rollback {base}`, or convert it again"
-        elif f"{base}{pins.CANDIDATE}" in users:
+        elif f"{base}{CANDIDATE}" in users:
             advice = f"{_end_of_candidacy(base)}, or convert it again"
         else:
             advice = f"pin the steps of {', '.join(users)} to another version, or convert it again"
@@ -503,7 +509,7 @@ class Rollout:
     def _times(self, pair: Pair, ensembles: Collection[str] = ()) -> tuple[float, ...]:
         """Of a version's files, and of these ensembles'; by default of both that are ours."""
         base, _ = pair
-        ensembles = ensembles or [base, f"{base}{pins.CANDIDATE}"]
+        ensembles = ensembles or [base, f"{base}{CANDIDATE}"]
         found = [self._repository / name / "config.pbtxt" for name in ensembles]
         for part, version in parts([pair]):
             folder = self._repository / part
