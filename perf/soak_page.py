@@ -158,7 +158,7 @@ def _held(results: SoakResults) -> list[str]:
     return [
         "## Handles, threads, shared memory",
         "Under load, as above; then what all processes of a kind hold together while nobody asks, "
-        "before the load and after it.",
+        "before the load and after it (the least of several looks).",
         table(
             ["of", "first", "last", "slope, an hour", "bound", ""],
             [

@@ -17,6 +17,7 @@
         ├── InvalidRequest         the server refused this request: do not send it again
         ├── ModelNotFound          the server runs, but not with this model
         ├── Unavailable            nobody answered, or not now: the only error that is retried
+        │   └── ModelNotReady      the server runs, and its model loads, or another version is live
         ├── TimedOut               no answer within `timeout_s`               (also a TimeoutError)
         └── UnexpectedResponse     an answer that is not what the model's contract says
 
@@ -112,6 +113,10 @@ class Unavailable(ServerError):
     """Nobody answered: no server, one that starts, stops or sheds load, or a model that died."""
 
 
+class ModelNotReady(Unavailable):
+    """The server runs, and this version of the model loads, or was there: another may be live."""
+
+
 class TimedOut(ServerError, TimeoutError):
     """No answer within `timeout_s`."""
 
@@ -128,6 +133,7 @@ STATUSES: dict[type[ServerError], tuple[str, str]] = {
     TimedOut: ("504", "StatusCode.DEADLINE_EXCEEDED"),
 }
 _CLASS_OF = {status: error for error, pair in STATUSES.items() for status in pair}
+_NOT_READY = "Request for unknown model"  # "... version 1 is not at ready state"
 # A model's process died or is frozen, and Triton's word for it is that of any fault of its own.
 # `arrowhead serve` starts it anew within seconds.
 _FAULT = ("500", "StatusCode.INTERNAL")
@@ -146,12 +152,18 @@ def from_status(status: str | None, message: str, *, server: str, timeout_s: flo
         timeout_s: how long was waited for, in seconds.
     """
     error = _CLASS_OF.get(status or "", ServerError)
+    name = (status or "no status").removeprefix("StatusCode.")
+    said = " ".join(message.split())
+    if error is Unavailable and _NOT_READY in said:
+        return ModelNotReady(
+            f"{server} does not serve this version of the model now ({name}: {said}). It loads, or "
+            "another is live: ask again.",
+            status=status,
+        )
     if error is Unavailable:
         return unavailable(server, message, status=status)
     if error is TimedOut:
         return timed_out(server, timeout_s, status=status)
-    name = (status or "no status").removeprefix("StatusCode.")
-    said = " ".join(message.split())
     if status in _FAULT and _DEAD_MODEL.search(said):
         return Unavailable(
             f"{server} cannot answer now: a model's process died or hangs ({name}: {said}). "

@@ -333,7 +333,8 @@ class Attempts:
         if delay is None or delay >= self.remaining_s():
             if self._made == 1:
                 raise error
-            raise Unavailable(f"{error} Tried {self._made} times.", status=error.status) from error
+            told = f"{error} Tried {self._made} times."
+            raise type(error)(told, status=error.status) from error
         self._made += 1
         return delay
 

@@ -376,11 +376,11 @@ def test_public_names_are_these() -> None:
         "AsyncHttpTransport", "AsyncTransport", "Client", "ClientClosed", "Config", "Document",
         "Experiment", "FakeTransport", "GrpcTransport", "Hit", "HttpTransport", "Index",
         "IndexBusy", "IndexDamaged", "IndexExists", "IndexFailed", "IndexNotFound", "InvalidInput",
-        "InvalidRequest", "InvalidUrl", "ModelFiles", "ModelInfo", "ModelNotFound", "NotInstalled",
-        "Options", "OtherModel", "Request", "ServerError", "TextTooLong", "TimedOut", "Token",
-        "TokenCounts", "Tokenized", "Transport", "Unavailable", "UnexpectedResponse",
-        "cosine_similarity", "dequantize", "in_candidate", "normalize", "quantize",
-        "truncate_dimensions",
+        "InvalidRequest", "InvalidUrl", "ModelFiles", "ModelInfo", "ModelNotFound", "ModelNotReady",
+        "NotInstalled", "Options", "OtherModel", "Request", "ServerError", "TextTooLong",
+        "TimedOut", "Token", "TokenCounts", "Tokenized", "Transport", "Unavailable",
+        "UnexpectedResponse", "cosine_similarity", "dequantize", "in_candidate", "normalize",
+        "quantize", "truncate_dimensions",
     ]  # fmt: skip
     assert all(getattr(arrowhead_client, name) is not None for name in arrowhead_client.__all__)
     assert not hasattr(arrowhead_client, "nothing")
@@ -389,7 +389,7 @@ def test_public_names_are_these() -> None:
 def test_all_errors_are_in_the_tree() -> None:
     errors = [getattr(arrowhead_client, name) for name in arrowhead_client.__all__]
     errors = [e for e in errors if isinstance(e, type) and issubclass(e, Exception)]
-    assert len(errors) == 18
+    assert len(errors) == 19
     assert all(issubclass(error, ArrowheadError) and error.exit_code == 1 for error in errors)
 
 

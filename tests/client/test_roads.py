@@ -27,6 +27,7 @@ from arrowhead_client import (
     InvalidRequest,
     InvalidUrl,
     ModelNotFound,
+    ModelNotReady,
     Request,
     ServerError,
     TimedOut,
@@ -41,6 +42,10 @@ INTERNAL = (500, grpc.StatusCode.INTERNAL)
 # Triton's own words, over both roads.
 DEAD_MODEL = (*INTERNAL, "in ensemble 'minilm', Stub process 'minilm_encoder_0_0' is not healthy.")
 DEAD_IN_MUTEX = (*INTERNAL, "in ensemble 'minilm', Failed to obtain the health mutex.")
+NOT_READY = (
+    *UNAVAILABLE,
+    "Request for unknown model: 'minilm_encoder' version 1 is not at ready state",
+)
 LATE = (504, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 TEXTS = [
@@ -124,6 +129,8 @@ def test_reading_prompts_fails_and_is_retried_as_a_request(road: Any) -> None:
         (LATE, TimedOut),
         (UNAVAILABLE, Unavailable),
         (DEAD_MODEL, Unavailable),
+        (NOT_READY, ModelNotReady),
+        ((*INVALID, NOT_READY[-1]), InvalidRequest),
         (DEAD_IN_MUTEX, Unavailable),
         ((*INVALID, DEAD_MODEL[-1]), InvalidRequest),  # a caller's own words, told back
     ],
@@ -148,17 +155,23 @@ def test_nothing_but_unavailable_is_retried(road: Any, fault: Any) -> None:
     assert len(road.server.script.seen) == 1
 
 
-@pytest.mark.parametrize("fault", [UNAVAILABLE, DEAD_MODEL])
+@pytest.mark.parametrize("fault", [UNAVAILABLE, DEAD_MODEL, NOT_READY])
 def test_unavailable_is_retried(road: Any, expected: Any, fault: Any) -> None:
     road.server.script.faults.extend([fault, fault])
     np.testing.assert_array_equal(road.call("embed", ["a"]), expected(["a"]))
     assert len(road.server.script.seen) == 3
 
 
-def test_retries_end_and_say_how_many_there_were(road: Any) -> None:
-    road.server.script.faults.extend([UNAVAILABLE] * 5)
-    with pytest.raises(Unavailable, match="Tried 3 times"):
+@pytest.mark.parametrize(
+    ("fault", "error"), [(UNAVAILABLE, Unavailable), (NOT_READY, ModelNotReady)]
+)
+def test_retries_end_and_say_how_many_there_were(
+    road: Any, fault: Any, error: type[Unavailable]
+) -> None:
+    road.server.script.faults.extend([fault] * 5)
+    with pytest.raises(error, match="Tried 3 times") as caught:
         road.call("embed", ["a"], retries=2)
+    assert type(caught.value) is error
     assert len(road.server.script.seen) == 3
 
 

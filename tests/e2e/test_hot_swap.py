@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import threading
@@ -19,10 +20,22 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
-from arrowhead_client import Client, Experiment, in_candidate
+from arrowhead_client import (
+    AsyncClient,
+    AsyncGrpcTransport,
+    AsyncTransport,
+    Client,
+    Config,
+    Experiment,
+    Options,
+    Request,
+    in_candidate,
+)
+from arrowhead_client._plan import Answer
 from arrowhead_client.cli import main
 from arrowhead_conversion import pins
 from arrowhead_conversion.convert import convert
+from arrowhead_server.gateway.asking import Asking
 from arrowhead_server.supervisor import Server, running_server
 from perf.copies import tuned as changed
 
@@ -398,3 +411,60 @@ def test_a_restart_after_a_crash_comes_back_with_what_was_live(
     os.kill(server.stub_pids()["minilm_encoder"][0], signal.SIGKILL)
     wait_until(lambda: len(server.restarts) == 1, "the restart")
     np.testing.assert_allclose(vectors(server), known[2], atol=1e-5)
+
+
+class Apart(AsyncTransport):
+    """Two replicas behind a balancer: one tells which version is live, the other gives vectors."""
+
+    def __init__(self, tells: Server, gives: Server) -> None:
+        self._tells, self._gives = (AsyncGrpcTransport(one.grpc_url) for one in (tells, gives))
+
+    async def infer(self, request: Request, timeout_s: float) -> Answer:
+        way = self._gives if request.model.endswith("_encoder") else self._tells
+        return await way.infer(request, timeout_s)
+
+    async def is_ready(self, model: str, timeout_s: float) -> bool:
+        return await self._tells.is_ready(model, timeout_s)
+
+    async def width(self, model: str, timeout_s: float) -> int:
+        return await self._tells.width(model, timeout_s)
+
+    async def config(self, model: str, timeout_s: float) -> Config:
+        return await self._tells.config(model, timeout_s)
+
+    async def close(self) -> None:
+        await self._tells.close()
+        await self._gives.close()
+
+
+def test_replicas_of_two_versions_fail_nobody(
+    prepared: Path, tmp_path: Path, known: dict[int, Vectors], measured: Callable[..., None]
+) -> None:
+    ahead, behind = (shutil.copytree(prepared, tmp_path / name) for name in ("ahead", "behind"))
+
+    async def version(asking: Asking, number: int) -> int:
+        answer = await asking.embed([text + " " * number for text in TEXTS], Options())
+        near = {v: float((answer.vectors * rows).sum(1).min()) for v, rows in known.items()}
+        return next(v for v, least in near.items() if least > 0.9999)
+
+    async def turn(first: Server, second: Server) -> None:
+        async with AsyncClient(transport=Apart(first, second), retries=2) as client:
+            old = Asking(client)
+            assert await version(old, 1) == 1
+            watching = asyncio.create_task(old.watch())
+            await asyncio.to_thread(arrowhead, "promote", "minilm", 2, "--repository", ahead)
+            while (live := old.live) is None or live.version == 1:
+                await asyncio.sleep(0.05)
+            # The first says 2, and the second has only 1, which this gateway has asked before.
+            assert [await version(old, number) for number in range(2, 6)] == [1] * 4
+            # One that has never asked for 1 waits until the second has followed.
+            new = asyncio.create_task(version(Asking(client), 6))
+            began = time.monotonic()
+            await asyncio.to_thread(arrowhead, "promote", "minilm", 2, "--repository", behind)
+            assert await new == 2
+            measured("waited", time.monotonic() - began)
+            assert await version(old, 7) == 2
+            watching.cancel()
+
+    with running_server(ahead) as first, running_server(behind) as second:
+        asyncio.run(turn(first, second))

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -19,6 +21,7 @@ from arrowhead_client import (
     ModelFiles,
     ModelInfo,
     ModelNotFound,
+    ModelNotReady,
     Options,
     Unavailable,
     UnexpectedResponse,
@@ -35,6 +38,11 @@ MOST_CHARACTERS = 100_000  # of a text; a model reads 64 for each token of its l
 MOST_TEXTS = 2048  # in a request, as OpenAI has it; Triton is asked in parts
 _LOG = logging.getLogger(__name__)
 WATCH_S = 1.0  # for so long after another version went live the one before is asked
+# Replicas behind a balancer turn to another version one by one.
+TURN_S = 5.0  # so long a request looks for one that has the version it wants, or for the other
+_TURN_STEP_S = 0.1
+_LOOKS = 3  # in a row: what is live, and what that says of itself, are asked of different ones
+_KEPT_S = 60.0  # so long the version before is remembered
 
 
 class TooManyTexts(InvalidInput):
@@ -98,6 +106,8 @@ class Asking:
         self.counts = Counts()
         self._entries = entries
         self._live: Embedder | None = None
+        self._before: Embedder | None = None
+        self._swapped = 0.0
         self._looking: asyncio.Task[Embedder] | None = None
 
     @property
@@ -132,6 +142,8 @@ class Asking:
                 pass  # those who ask are told
             except Exception:  # noqa: BLE001 (whatever it is, the next version is looked for)
                 _LOG.exception("the look for another version failed")
+            if time.monotonic() - self._swapped > _KEPT_S:
+                self._before = None
             await asyncio.sleep(WATCH_S)
 
     def check_name(self, name: str) -> None:
@@ -169,15 +181,30 @@ class Asking:
     async def _embed_all(
         self, *sides: tuple[Sequence[str] | Sequence[list[int]], Options]
     ) -> Answer:
-        served = await self._served()
+        served, end = await self._served(), 0.0
+        while True:
+            try:
+                return await _embed_all(served, sides)
+            except (ModelNotFound, Unavailable) as error:
+                end = end or time.monotonic() + TURN_S
+                another = await self._another(served)
+                if another is served:
+                    # The server is there, and this version is on another replica, or will be here.
+                    if not isinstance(error, ModelNotFound | ModelNotReady):
+                        raise
+                    await asyncio.sleep(_TURN_STEP_S)
+                    another = self._before or served
+                if time.monotonic() > end:
+                    raise
+                served = another
+
+    async def _another(self, served: Embedder) -> Embedder:
+        """What is live, after this version was not found: another may be live since."""
         try:
-            return await _embed_all(served, sides)
-        except (ModelNotFound, Unavailable):
-            # Another version may have gone live since, and this one be served no more. The first
-            # look may have begun before that.
-            if await self._look() is served and await self._look() is served:
-                raise
-        return await _embed_all(await self._served(), sides)
+            live = await self._look()  # it may have begun before that
+            return live if live is not served else await self._look()
+        except ModelNotReady:
+            return served
 
     def check(self, inputs: Sequence[str] | Sequence[list[int]]) -> None:
         """That a request holds no more than it may.
@@ -206,14 +233,22 @@ class Asking:
     async def _look(self) -> Embedder:
         """What is live now. One look serves all who want one: none queues behind a dead server."""
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._looked())
+            self._looking = asyncio.create_task(self._looked_for())
             self._looking.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(self._looking)
+
+    async def _looked_for(self) -> Embedder:
+        for _ in range(_LOOKS - 1):
+            with suppress(ModelNotFound):
+                return await self._looked()
+        return await self._looked()
 
     async def _looked(self) -> Embedder:
         live = self._live
         try:
             info = await self.client.info()
+            if live is None or _space(live.info) != _space(info):
+                live = self._before
             if live is None or _space(live.info) != _space(info):
                 live = await self._opened(info)
         except InvalidRequest as error:  # not what a caller of the gateway sent
@@ -221,7 +256,9 @@ class Asking:
                 f"the served model does not tell what it is: convert it again. {error}",
                 status=error.status,
             ) from error
-        self.swaps += self._live is not None and live is not self._live
+        if self._live is not None and live is not self._live:
+            self.swaps += 1
+            self._before, self._swapped = self._live, time.monotonic()
         live.info = info  # its prompts may be others
         self._live = live
         return live

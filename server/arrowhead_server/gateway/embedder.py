@@ -30,6 +30,7 @@ from arrowhead_client import (
     InvalidRequest,
     ModelInfo,
     ModelNotFound,
+    ModelNotReady,
     ServerError,
     TextTooLong,
     TimedOut,
@@ -52,6 +53,7 @@ NAMED_FROM = 64  # characters or ids; longer keys are remembered by their hash
 
 _OUTCOMES: dict[type[ServerError], str] = {
     Unavailable: "unavailable",
+    ModelNotReady: "unavailable",
     ModelNotFound: "unavailable",
     TimedOut: "timeout",
     InvalidRequest: "refused",
