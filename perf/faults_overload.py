@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import resource
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -37,7 +39,12 @@ class Overload:
 
     Attributes:
         seconds: how long it lasted.
-        peak_s, good_s: right answers a second, of callers who wait for theirs; and under overload.
+        peak_s: right answers a second to callers who wait for theirs: the mean of before and after,
+            for a machine is not always as fast.
+        good_s: right answers a second under overload.
+        callers_cores: cores that the callers, who are on this machine, took of it: at the peak, and
+            under overload.
+        cores: of the machine.
         offered: requests that were due; `unsent` of them were not sent, for no connection was free.
         statuses: of the answers, by status; "none" where the connection ended.
         wrong: 200 with other vectors than the right ones.
@@ -62,6 +69,19 @@ class Overload:
     refused_p99_ms: float
     recovery_s: float
     memory_mb: tuple[float, float]
+    callers_cores: tuple[float, float]
+    cores: int
+
+    @property
+    def share(self) -> float:
+        """Right answers under overload, of those at the peak."""
+        return self.good_s / max(self.peak_s, 1e-9)
+
+    @property
+    def own_share(self) -> float:
+        """The same for each core that the callers left: ten times as many take more themselves."""
+        at_peak, overloaded = (self.cores - callers for callers in self.callers_cores)
+        return self.share * at_peak / overloaded
 
 
 class _Connection(asyncio.Protocol):
@@ -234,16 +254,7 @@ async def _overload(stack: Stack, known: Known, seconds: float, times: float) ->
         return total / 1e6
 
     texts, road = _fresh(known), GatewayRoad(stack.gateway_url)
-    peak = _Flood(stack.gateway_url, known, texts)
-    peak.closed_loop = True
-    await peak.connect(_PEAK_CALLERS)
-    await asyncio.sleep(2.0)  # not counted: they warm up
-    peak.reset()
-    spell = max(5.0, seconds / 4)
-    await asyncio.sleep(spell)
-    peak_s, peak.closed_loop = len(peak.good) / spell, False
-    await asyncio.sleep(2.0)
-    await peak.close()  # its places at HAProxy are the flood's
+    before = await _peak(stack, known, texts, max(5.0, seconds / 4))
     usual_s = [await _waited(road, known, next(texts)) for _ in range(20)]
     flood = _Flood(stack.gateway_url, known, texts)
     memory, most = memory_mb(), 0.0
@@ -252,8 +263,10 @@ async def _overload(stack: Stack, known: Known, seconds: float, times: float) ->
         nonlocal most
         most = max(most, memory_mb())
 
-    await flood.run(times * peak_s, seconds, look)
+    worked_s = _worked_s()
+    await flood.run(times * before.rate_s, seconds, look)
     good_s, ended = len(flood.good) / seconds, time.perf_counter()
+    flooding = (_worked_s() - worked_s) / seconds
     in_a_row, recovered = 0, ended
     while in_a_row < 10 and time.perf_counter() - ended < 60:
         began = time.perf_counter()
@@ -264,16 +277,17 @@ async def _overload(stack: Stack, known: Known, seconds: float, times: float) ->
     await asyncio.sleep(_LAST_S)
     look()
     await flood.close()
+    after = await _peak(stack, known, texts, max(5.0, seconds / 4))
     good = [took * 1e3 for took in flood.good] or [float("nan")]
     refused = [took * 1e3 for took in flood.refused] or [float("nan")]
     return Overload(
         seconds=seconds,
-        peak_s=peak_s,
+        peak_s=(before.rate_s + after.rate_s) / 2,
         good_s=good_s,
         offered=flood.offered,
         unsent=flood.unsent,
         statuses=dict(flood.statuses.most_common()),
-        wrong=flood.wrong + peak.wrong,
+        wrong=flood.wrong + before.wrong + after.wrong,
         untold=flood.untold,
         p50_ms=float(np.percentile(good, 50)),
         p99_ms=float(np.percentile(good, 99)),
@@ -281,7 +295,40 @@ async def _overload(stack: Stack, known: Known, seconds: float, times: float) ->
         refused_p99_ms=float(np.percentile(refused, 99)),
         recovery_s=recovered - ended,
         memory_mb=(memory, most),
+        callers_cores=((before.callers_cores + after.callers_cores) / 2, flooding),
+        cores=os.cpu_count() or 1,
     )
+
+
+class _Peak(NamedTuple):
+    """Right answers a second to callers who wait for theirs, how many were wrong, who took what."""
+
+    rate_s: float
+    wrong: int
+    callers_cores: float
+
+
+async def _peak(
+    stack: Stack, known: Known, texts: Iterator[tuple[int, str]], seconds: float
+) -> _Peak:
+    peak = _Flood(stack.gateway_url, known, texts)
+    peak.closed_loop = True
+    await peak.connect(_PEAK_CALLERS)
+    await asyncio.sleep(2.0)  # not counted: they warm up
+    peak.reset()
+    worked_s = _worked_s()
+    await asyncio.sleep(seconds)
+    found = _Peak(len(peak.good) / seconds, peak.wrong, (_worked_s() - worked_s) / seconds)
+    peak.closed_loop = False
+    await asyncio.sleep(2.0)
+    await peak.close()  # its places at HAProxy are the flood's
+    return found
+
+
+def _worked_s() -> float:
+    """Seconds that this process has worked."""
+    times = os.times()
+    return times.user + times.system
 
 
 def _fresh(known: Known) -> Iterator[tuple[int, str]]:

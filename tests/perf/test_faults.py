@@ -54,6 +54,8 @@ FLOODED = Overload(
     refused_p99_ms=40.0,
     recovery_s=0.5,
     memory_mb=(300.0, 560.0),
+    callers_cores=(0.1, 0.1),
+    cores=2,
 )
 
 
@@ -82,6 +84,8 @@ def test_goals_that_are_missed_are_told(changed: dict[str, object], missed: list
     [
         ({}, []),
         ({"good_s": 340.0}, ["85% of the peak"]),
+        ({"good_s": 340.0, "callers_cores": (0.0, 0.2)}, []),  # the callers had the rest
+        ({"callers_cores": (0.4, 0.0)}, ["76% of the peak"]),
         ({"untold": 3}, ["3 without Retry-After"]),
         ({"statuses": {"200": 9, "500": 1}}, ["other answers: {'500': 1}"]),
         ({"wrong": 1, "recovery_s": 6.0}, ["1 wrong", "recovery 6.0 s"]),
@@ -106,15 +110,21 @@ def test_the_page_tells_all() -> None:
         seconds=600.0,
         other_work=Sample.of([1.0, 30.0]),
         faults=[WELL, broken],
-        overload=FLOODED,
-        overload_long=replace(FLOODED, offered=60_000, unsent=30_000),
+        overload=[replace(FLOODED, good_s=good) for good in (360.0, 380.0, 390.0)],
+        overload_long=[replace(FLOODED, offered=60_000, unsent=30_000)],
         left_out={"full_disk": "no namespaces"},
     )
     text = page(results)
     rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
     assert rows["kill_triton"].endswith("| 1.2 | 4.0 | met |")
     assert rows["kill_server"].endswith("missed: 2 failed |")
-    for part in ("- 2 x gateway: HTTP 503", "- a note", "380 (95%)", "30 % of the cores"):
+    for part in (
+        "- 2 x gateway: HTTP 503",
+        "- a note",
+        "380 (95%)",
+        "90%, 95%, 98%",
+        "30 % of the cores",
+    ):
         assert part in text
     assert "500 a second were sent, for the others (30,000 of 60,000) all connections" in text
     assert "`full_disk` was left out: no namespaces." in text
