@@ -30,7 +30,7 @@ from perf.texts import Texts
 # From the engine's own vector, which has length 1: less is a cosine of 0.9999 and the right length.
 # MiniLM is nearer in any dtype but int8.
 NEAR = 0.0141
-_DIFFERENT = 300  # texts; what is sent is one of them with blanks behind it
+_DIFFERENT = 300  # texts; what is sent is one of them
 _TIMEOUT_S = 40.0  # more than HAProxy and the gateway wait
 _WARM = 30  # answers by every way before the clock starts
 
@@ -82,11 +82,17 @@ class Sent(NamedTuple):
 WRONG = "wrong vectors"
 
 
-class Requests:
-    """What is asked: half of it for the first time, a quarter of it three texts at once.
+_UNSEEN = itertools.count(1)  # of this process: what one scene has asked, caches know in the next
+_BLANKS = str.maketrans("01", " \t")
 
-    Blanks behind a text change its bytes, so that no cache knows it, and not its tokens.
-    """
+
+def unseen(text: str) -> str:
+    """A text as no cache knows it: blanks behind it change its bytes, and not its tokens."""
+    return text + f"{next(_UNSEEN):b}".translate(_BLANKS)
+
+
+class Requests:
+    """What is asked: half of it for the first time, a quarter of it three texts at once."""
 
     def __init__(self, known: Known) -> None:
         self.known = known
@@ -96,8 +102,8 @@ class Requests:
         """Places of the texts among the known ones, and the texts."""
         number = next(self._numbers)
         places = [(number * 7 + k * 31) % _DIFFERENT for k in range(3 if number % 4 == 0 else 1)]
-        blanks = " " * (1 + number // _DIFFERENT) if number % 2 else ""
-        return places, [self.known.texts[place] + blanks for place in places]
+        texts = [self.known.texts[place] for place in places]
+        return places, [unseen(text) for text in texts] if number % 2 else texts
 
 
 class GatewayRoad:

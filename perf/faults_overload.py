@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import os
 import resource
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -25,7 +26,8 @@ import psutil
 import uvloop
 
 from deploy.stack import Stack
-from perf.faults_load import WRONG, GatewayRoad, Known, answered
+from perf.common import end_as_ctrl_c_does
+from perf.faults_load import WRONG, GatewayRoad, Known, answered, unseen
 
 _TICK_S = 0.005
 _MOST_CONNECTIONS = 1100  # HAProxy is not asked for more than it lets in
@@ -239,10 +241,17 @@ def overload(stack: Stack, known: Known, seconds: float, *, times: float = 10.0)
     """Floods the gateways for so long with so many times their peak."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return uvloop.run(_overload(stack, known, seconds, times))
+    try:
+        return uvloop.run(_overload(stack, known, seconds, times))
+    except asyncio.CancelledError:  # by SIGTERM, which uvloop keeps to itself
+        raise KeyboardInterrupt from None
+    finally:
+        end_as_ctrl_c_does()
 
 
 async def _overload(stack: Stack, known: Known, seconds: float, times: float) -> Overload:
+    if (own := asyncio.current_task()) is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, own.cancel)
     processes = [psutil.Process(stack.pid(name)) for name in stack.names if name[0] in "gh"]
     processes += [child for one in processes for child in one.children(recursive=True)]
 
@@ -332,10 +341,9 @@ def _worked_s() -> float:
 
 
 def _fresh(known: Known) -> Iterator[tuple[int, str]]:
-    """Places of texts, and texts that nobody asked for before: blanks behind change no token."""
-    for blanks in itertools.count(1):
-        for place, text in enumerate(known.texts):
-            yield place, text + " " * blanks
+    """Places of texts, and texts that nobody asked for before."""
+    for place, text in itertools.cycle(enumerate(known.texts)):
+        yield place, unseen(text)
 
 
 async def _waited(road: GatewayRoad, known: Known, asked: tuple[int, str]) -> float:
