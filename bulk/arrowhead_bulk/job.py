@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A job: planned, done unit by unit, verified, published; and gone on with after anything.
+
+    OUT.staging does not exist   `plan` makes it, with `_job.json`: the corpus, its cut, the model
+    units are done               each appears in OUT.staging as one file (work.py)
+    `publish`                    all files are looked at, counted, and OUT.staging becomes OUT
+
+`_SUCCESS` in OUT tells that all is there. On one filesystem OUT appears at one moment; an object
+store knows no such moment, so there `_SUCCESS` comes last, and readers wait for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from arrowhead_bulk import parts
+from arrowhead_bulk.corpus import Columns, Corpus, File, Piece, Unit, survey
+from arrowhead_bulk.errors import BadCorpus, Incomplete, OtherJob
+from arrowhead_bulk.parts import Done, Folder
+from arrowhead_bulk.vectors import Model
+from arrowhead_bulk.work import Kind, Task
+from arrowhead_client import Options
+
+PLAN, SUCCESS, REPORT = "_job.json", "_SUCCESS", "_report.json"
+_LOOKS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the caller wants.
+
+    Attributes:
+        sources: of rows; see `corpus.survey`.
+        columns: of these.
+        out: where the vectors go: a folder that is not there, or a URI.
+        model, options: what embeds, and how.
+        kind: what components are stored as.
+    """
+
+    sources: tuple[str, ...]
+    columns: Columns
+    out: str
+    model: Model
+    options: Options = field(default_factory=Options)
+    kind: Kind = "float32"
+
+
+@dataclass
+class Total:
+    """What came of all units.
+
+    Attributes:
+        rows, bad, blank, tokens, truncated: as of `Done`.
+        units: how many there are. found: how many of them were done before.
+        found_rows, found_tokens: of these.
+    """
+
+    rows: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    blank: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    units: int = 0
+    found: int = 0
+    found_rows: int = 0
+    found_tokens: int = 0
+
+    def add(self, done: Done) -> None:
+        """One more unit."""
+        self.rows += done.rows
+        self.bad += done.bad
+        self.blank += done.blank
+        self.tokens += done.tokens
+        self.truncated += done.truncated
+        self.units += 1
+        if done.was_there:
+            self.found += 1
+            self.found_rows += done.seen
+            self.found_tokens += done.tokens
+
+
+class Job:
+    """A job in its folders.
+
+    Attributes:
+        task: what workers are told.
+        is_new: whether nothing had been done before.
+    """
+
+    def __init__(self, task: Task, *, is_new: bool) -> None:
+        self.task, self.is_new = task, is_new
+        self._staging, self._out = Folder(task.staging), Folder(task.out)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """All of them."""
+        return self.task.corpus.units
+
+    def publish(self, report: dict[str, Any]) -> None:
+        """Puts all parts in their place, once they are proved to be there.
+
+        Args:
+            report: what is to be told of the job; its counts are proved too.
+
+        Raises:
+            Incomplete: a part is missing or torn, or the counts are not those of the corpus.
+        """
+        total = Total()
+        for done in self._looked_at():
+            total.add(done)
+        seen = total.rows + total.bad.total() + total.blank
+        if seen != self.task.corpus.rows or total.rows != report["rows"]:
+            raise Incomplete(
+                f"{seen} rows and {total.rows} vectors are there, wanted {self.task.corpus.rows} "
+                f"and {report['rows']}: run the same command again"
+            )
+        where = self._staging if self._staging.names() else self._out
+        where.write(REPORT, json.dumps(report, indent=2).encode())
+        if where is self._out:
+            self._out.write(SUCCESS, b"")
+            return
+        if self._out.is_local and not self._out.names():
+            self._staging.write(SUCCESS, b"")
+            out = Path(self._out.path)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            Path(self._staging.path).rename(out)  # over an empty folder, too
+            return
+        for name in self._staging.names():
+            self._out.filesystem.create_dir(self._out.file(name).rpartition("/")[0])
+            self._out.filesystem.move(self._staging.file(name), self._out.file(name))
+        self._out.write(SUCCESS, b"")
+        self._staging.filesystem.delete_dir(self._staging.path)
+
+    def _looked_at(self) -> Iterator[Done]:
+        def look(unit: Unit) -> Done:
+            for folder in (self._staging, self._out):
+                found = parts.sound(folder, unit, self.task.schema, wholly=False)
+                if found is not None:
+                    return found
+            raise Incomplete(
+                f"{parts.name_of(unit)} is not in {self.task.staging}, or not whole: run the same "
+                "command again"
+            )
+
+        with ThreadPoolExecutor(_LOOKS_AT_ONCE) as threads:
+            yield from threads.map(look, self.units)
+
+
+@contextmanager
+def planned(wish: Wish, *, restart: bool = False) -> Iterator[Job]:
+    """The job, new or gone on with; nobody else works on it meanwhile, from this filesystem.
+
+    Args:
+        wish: what is wanted.
+        restart: throws away what was done of it, or of another that was not finished.
+
+    Raises:
+        BadCorpus: it cannot be read.
+        BadModel: there is none.
+        InvalidInput: the model has not what the options ask for.
+        OtherJob: there is something else in `out`, or somebody at work.
+    """
+    staging, out = _staging(wish.out), Folder(wish.out)
+    with ExitStack() as held:
+        if out.is_local:
+            _lock(held, out)
+        info = wish.model.told()
+        corpus = survey(wish.sources, wish.columns)
+        if taken := [name for name in wish.columns.keep if name in parts.OWN]:
+            raise BadCorpus(f"--keep {taken[0]}: a column of the output is called so")
+        key = _key(corpus, wish, info.fingerprint)
+        model = replace(wish.model, version=info.version)  # whatever goes live meanwhile
+        task = Task(
+            corpus, wish.columns, model, info, wish.options, wish.kind, staging, wish.out, key
+        )
+        _ = task.prefix, task.schema  # what the model has not is told before anything is made
+        folder = Folder(staging)
+        if restart and folder.names():
+            folder.filesystem.delete_dir(folder.path)
+        is_new = not (_is_ours(folder, key) | _is_ours(out, key))
+        if not _job_of(out):
+            folder.make()
+            folder.write(PLAN, json.dumps(_told(task), indent=1).encode())
+        elif not folder.names():
+            folder.make()  # parts of OUT that are torn are done again there
+        yield Job(task, is_new=is_new)
+        if folder.names() == [PLAN] and _job_of(out):
+            folder.filesystem.delete_dir(folder.path)
+
+
+def _staging(out: str) -> str:
+    """Beside OUT, hidden: on the same filesystem."""
+    base, mark, query = out.partition("?")
+    head, slash, tail = base.rstrip("/").rpartition("/")
+    return f"{head}{slash}.{tail}.staging{mark}{query}"
+
+
+def _lock(held: ExitStack, out: Folder) -> None:
+    head, _, tail = out.path.rpartition("/")
+    Path(head).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{head}/.{tail}.lock", timeout=0)
+    try:
+        held.enter_context(lock)
+    except Timeout as error:
+        raise OtherJob(f"{out.uri}: another process is at work there; wait for its end") from error
+
+
+def _key(corpus: Corpus, wish: Wish, fingerprint: str) -> str:
+    """Names what the output will be: the same rows, by the same model, in the same form."""
+    files = [asdict(file) for file in corpus.files]
+    said = {
+        "files": files,
+        "units": [unit.pieces for unit in corpus.units],
+        "carried": base64.b64encode(corpus.carried.serialize().to_pybytes()).decode(),
+        "columns": wish.columns,
+        "fingerprint": fingerprint,
+        "options": asdict(wish.options),
+        "kind": wish.kind,
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _told(task: Task) -> dict[str, Any]:
+    """For people, and to know the job again."""
+    return {
+        "job": task.key,
+        "model": task.info.name,
+        "fingerprint": task.info.fingerprint,
+        "rows": task.corpus.rows,
+        "units": len(task.corpus.units),
+        "files": [file.path for file in task.corpus.files],
+    }
+
+
+def _job_of(folder: Folder) -> str:
+    """The key of the job whose folder it is; empty if it is nobody's."""
+    raw = folder.read(PLAN)
+    try:
+        return str(json.loads(raw)["job"]) if raw else ""
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _is_ours(folder: Folder, key: str) -> bool:
+    """Whether something of this job is there.
+
+    Raises:
+        OtherJob: it is another's.
+    """
+    met = _job_of(folder)
+    if met and met != key:
+        raise OtherJob(
+            f"{folder.uri} belongs to another job: other files, another model or other options. "
+            + (
+                "Run that one to its end, or throw it away with --restart"
+                if folder.uri.partition("?")[0].endswith(".staging")
+                else "Name another folder with --out, or remove it"
+            )
+        )
+    if not met and folder.names():
+        raise OtherJob(f"{folder.uri} is not empty: name a folder with --out that is not there yet")
+    return bool(met)
