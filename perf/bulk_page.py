@@ -45,8 +45,8 @@ def page(results: BulkResults) -> str:
             ],
         ),
         "## On Ray",
-        "One job each on a cluster of this machine alone. A worker computes with one thread, so more "
-        "of them than cores only share these. Rows a second are counted from the start of the "
+        "One job each on a cluster of this machine alone. A worker computes with one thread, so "
+        "more of them than cores only share these. Rows a second are counted from the start of the "
         "cluster on; PSS counts shared pages in parts.",
         table(
             ["workers", "rows/s", "whole, s", "a worker, MB (PSS)", "all of Ray, MB (PSS)"],
@@ -65,8 +65,8 @@ def page(results: BulkResults) -> str:
         + ", ".join(f"{way} {sample.show(1)} s" for way, sample in results.nothing_s.items())
         + ". That is what a job costs whatever its size.",
         "## A billion rows",
-        "Not measured: what the figures above say if a machine more does as much more, which Ray has "
-        "not been asked to prove here beyond the workers above.",
+        "Not measured: what the figures above say if a machine more does as much more, which Ray "
+        "has not been asked to prove here beyond the workers above.",
         table(
             ["", ""],
             [

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -179,9 +180,7 @@ def survey(sources: Sequence[str], columns: Columns) -> Corpus:
             )
         first = surveyed[-1].first + surveyed[-1].rows if surveyed else 0
         rows = sum(piece.rows for piece in pieces)
-        surveyed.append(
-            File(**{**vars(file), "rows": rows, "first": first, "names": tuple(names)})
-        )
+        surveyed.append(File(**{**vars(file), "rows": rows, "first": first, "names": tuple(names)}))
         atoms += pieces
     rows = sum(file.rows for file in surveyed)
     if not rows:
@@ -256,7 +255,9 @@ class _Lines:
 
 def _opened(where: fs.FileSystem, file: File, start: int) -> Any:
     if file.is_compressed:
-        return where.open_input_stream(file.path, compression="detect")
+        stream = where.open_input_stream(file.path, compression="detect")
+        stream.read(start)  # the names of columns, at most
+        return stream
     stream = where.open_input_file(file.path)
     stream.seek(start)
     return stream
@@ -269,9 +270,7 @@ def _found(sources: Sequence[str]) -> tuple[list[File], str]:
         where, path = filesystem(source)
         scheme, there, rest = source.partition("://")
         roots.add(f"{scheme}://{rest.partition('/')[0]}" + _query(rest) if there else "")
-        found = [
-            info for info in _infos(where, path) if _format(info.path) or info.path == path
-        ]
+        found = [info for info in _infos(where, path) if _format(info.path) or info.path == path]
         if not found:
             raise BadCorpus(
                 f"{source}: nothing there of {', '.join(FORMATS)} (or compressed: "
@@ -350,12 +349,10 @@ def _surveyed(
     if file.format == "json":
         carried = _sampled(where, file, columns)
         return (), carried, _whole(file, list(_atoms_of_lines(where, file, number)))
-    names: list[str] = []
-    for row, begin in read_rows(where, file, 0, -1):
-        names = row or []
-        break
-    else:
+    head = next(read_rows(where, file, 0, -1), None)
+    if head is None:
         return (), pa.schema([]), []
+    names, begin = head[0] or [], head[1]
     _check(file, names, columns)
     carried = pa.schema([(name, pa.string()) for name in columns.carried])
     return names, carried, _whole(file, list(_atoms_of_rows(where, file, number, begin)))
@@ -382,7 +379,7 @@ def _check(file: File, names: Sequence[str], columns: Columns) -> None:
 
 def _sampled(where: fs.FileSystem, file: File, columns: Columns) -> pa.Schema:
     """The types of columns in JSON lines, as the first lines have them."""
-    values: dict[str, list[Any]] = {name: [] for name in columns.carried}
+    kinds: dict[str, Counter[pa.DataType]] = {name: Counter() for name in columns.carried}
     seen: set[str] = set()
     for number, line in enumerate(read_lines(where, file, 0, -1)):
         if number == _SAMPLE_ROWS:
@@ -393,17 +390,27 @@ def _sampled(where: fs.FileSystem, file: File, columns: Columns) -> pa.Schema:
             continue
         if isinstance(row, dict):
             seen |= row.keys()
-            for name, some in values.items():
-                some += [row[name]] if row.get(name) is not None else []
-    if seen:
-        _check(file, sorted(seen), columns)
-    kinds = {}
-    for name, some in values.items():
-        try:
-            kinds[name] = pa.array(some).type if some else pa.string()
-        except (pa.ArrowException, OverflowError) as error:
-            raise BadCorpus(f"{file.path}: column {name!r} has no one type: {error}") from error
-    return pa.schema(list(kinds.items())) if seen else pa.schema([])
+            for name, kind in kinds.items():
+                if row.get(name) is not None:
+                    kind[_kind(row[name])] += 1
+    if not seen:
+        return pa.schema([])
+    _check(file, sorted(seen), columns)
+    return pa.schema([(name, _usual(kind)) for name, kind in kinds.items()])
+
+
+def _kind(value: Any) -> pa.DataType:
+    try:
+        return pa.array([value]).type
+    except (pa.ArrowException, OverflowError):
+        return pa.null()
+
+
+def _usual(kinds: Counter[pa.DataType]) -> pa.DataType:
+    """The type that most values have; rows of another are bad ones."""
+    if {pa.int64(), pa.float64()} == kinds.keys():
+        return pa.float64()
+    return next((kind for kind, _ in kinds.most_common() if kind != pa.null()), pa.string())
 
 
 def _atoms_of_groups(file: int, groups: Iterable[int]) -> Iterator[Piece]:

@@ -15,18 +15,17 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from arrowhead_bulk import parts
-from arrowhead_bulk.corpus import Columns, Corpus, File, Piece, Unit, survey
+from arrowhead_bulk.corpus import Columns, Corpus, Unit, survey
 from arrowhead_bulk.errors import BadCorpus, Incomplete, OtherJob
 from arrowhead_bulk.parts import Done, Folder
 from arrowhead_bulk.vectors import Model
@@ -190,13 +189,17 @@ def planned(wish: Wish, *, restart: bool = False) -> Iterator[Job]:
         if restart and folder.names():
             folder.filesystem.delete_dir(folder.path)
         is_new = not (_is_ours(folder, key) | _is_ours(out, key))
-        if not _job_of(out):
-            folder.make()
+        folder.make()
+        if _job_of(out):  # it was published: what is found torn there is done again here
+            held.callback(_remove_empty, folder)
+        else:
             folder.write(PLAN, json.dumps(_told(task), indent=1).encode())
-        elif not folder.names():
-            folder.make()  # parts of OUT that are torn are done again there
         yield Job(task, is_new=is_new)
-        if folder.names() == [PLAN] and _job_of(out):
+
+
+def _remove_empty(folder: Folder) -> None:
+    if not folder.names():
+        with suppress(FileNotFoundError):  # where there are no folders, none is left
             folder.filesystem.delete_dir(folder.path)
 
 
@@ -215,6 +218,7 @@ def _lock(held: ExitStack, out: Folder) -> None:
         held.enter_context(lock)
     except Timeout as error:
         raise OtherJob(f"{out.uri}: another process is at work there; wait for its end") from error
+    held.callback(Path(lock.lock_file).unlink, missing_ok=True)  # while it is still ours
 
 
 def _key(corpus: Corpus, wish: Wish, fingerprint: str) -> str:

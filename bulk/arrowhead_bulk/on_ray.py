@@ -67,7 +67,7 @@ def run_on_ray(job: Job, cluster: Cluster, on_done: Callable[[Done], object]) ->
         ArrowheadError: an endpoint's.
     """
     with _connected(cluster.address):
-        resources = ray.cluster_resources()
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         uses_gpus = not job.task.model.endpoint and job.task.model.device != "cpu"
         gpus = int(resources.get("GPU", 0)) if uses_gpus else 0
         cpus = int(resources.get("CPU", 1))
@@ -86,7 +86,7 @@ def run_on_ray(job: Job, cluster: Cluster, on_done: Callable[[Done], object]) ->
         )
         for row in _watched(data, cluster.stall_s):
             on_done(Done.from_json(row["done"]))
-        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
         return {"engine": "ray", "actors": workers, "nodes": nodes, "gpus": gpus}
 
 

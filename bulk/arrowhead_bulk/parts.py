@@ -15,7 +15,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -210,15 +210,17 @@ class PartWriter:
             self._writer.write_table(table)
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if kind is None:
-            try:
-                self._writer.add_key_value_metadata({UNIT: self.done.to_json()})
+        if kind is not None:
+            # Without the key of its unit it is nobody's part, should it stay.
+            with suppress(OSError, pa.ArrowException):
                 self._writer.close()
-                _write_bad(self._folder, self._unit, self._bad)
-            except BaseException as failed:
-                self._file.__exit__(type(failed), failed, failed.__traceback__)
-                raise
-        self._file.__exit__(kind, error, traceback)
+            self._file.__exit__(kind, error, traceback)
+            return
+        with ExitStack() as ending:
+            ending.push(self._file.__exit__)
+            self._writer.add_key_value_metadata({UNIT: self.done.to_json()})
+            self._writer.close()
+            _write_bad(self._folder, self._unit, self._bad)
 
 
 def _write_bad(folder: Folder, unit: Unit, bad: Sequence[BadRow]) -> None:
@@ -255,9 +257,7 @@ def sound(folder: Folder, unit: Unit, schema: pa.Schema, *, wholly: bool) -> Don
                 for group in range(file.num_row_groups):
                     file.read_row_group(group)
         if done.bad:
-            with folder.filesystem.open_input_file(
-                folder.file(f"{BAD}/{name_of(unit)}")
-            ) as source:
+            with folder.filesystem.open_input_file(folder.file(f"{BAD}/{name_of(unit)}")) as source:
                 if pq.ParquetFile(source).metadata.num_rows != done.bad.total():
                     return None
     except _TORN:

@@ -23,7 +23,6 @@ class Progress:
 
     Attributes:
         total: what came of the units that are done.
-        seconds: since it began; of the whole once it is over.
     """
 
     def __init__(self, rows: int, shown: bool | None = None) -> None:
@@ -53,6 +52,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
+        """Since it began; of the whole once it is over."""
         return (self._ended or time.monotonic()) - self._began
 
     def rows(self, rows: int, tokens: int) -> None:
@@ -66,7 +66,8 @@ class Progress:
         self.total.add(done)
         if done.was_there:
             # Another run's work: it counts as done, and not as done so quickly.
-            self._bar.initial += done.seen
+            if not self._bar.disable:
+                self._bar.initial += done.seen
             self._show(done.seen)
             return
         untold = self.total.rows + self.total.bad.total() + self.total.blank
@@ -128,7 +129,8 @@ def in_words(told: Mapping[str, Any]) -> str:
         lines.append(f"{told['parts_of_before']:,} files were there already")
     if told["bad"]:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in told["bad"].items())
-        lines.append(f"{sum(told['bad'].values()):,} rows have no vector ({reasons}): "
-                     f"see {told['out']}/_bad/")
+        lines.append(
+            f"{sum(told['bad'].values()):,} rows have no vector ({reasons}): "
+            f"see {told['out']}/_bad/"
+        )
     return "\n".join(lines)
-

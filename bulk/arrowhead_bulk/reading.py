@@ -130,7 +130,8 @@ def _of_parquet(corpus: Corpus, piece: Piece, columns: Columns) -> Iterator[Batc
                     file,
                     range(row, row + own.num_rows),
                     _bytes(own[columns.text]),
-                    pa.table([own[name.name] for name in corpus.carried], schema=corpus.carried),
+                    corpus.carried,
+                    [own[one.name] for one in corpus.carried],
                 )
                 row += own.num_rows
             if row == end:
@@ -146,7 +147,11 @@ def _bytes(texts: pa.Array) -> list[bytes | None]:
 
 
 def _checked_texts(
-    file: File, rows: Sequence[int], values: Sequence[bytes | None], carried: pa.Table
+    file: File,
+    rows: Sequence[int],
+    values: Sequence[bytes | None],
+    schema: pa.Schema,
+    carried: Sequence[pa.Array],
 ) -> Batch:
     texts, good, bad = list[str](), list[int](), list[BadRow]()
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
@@ -166,14 +171,12 @@ def _checked_texts(
             )
         else:
             good.append(place)
-    if bad:
-        carried = carried.take(pa.array(good, pa.int64()))
-    own = [rows[place] for place in good]
-    numbers = pa.array([file.first + row for row in own], pa.int64())
+    numbers = pa.array([file.first + row for row in rows], pa.int64())
+    table = pa.table([*carried, numbers], schema=schema.append(pa.field("row", pa.int64())))
     return Batch(
         texts,
-        [(file.path, row) for row in own],
-        carried.append_column("row", numbers),
+        [(file.path, rows[place]) for place in good],
+        table.take(pa.array(good, pa.int64())) if bad else table,
         bad,
     )
 
@@ -204,10 +207,8 @@ def _json(corpus: Corpus, file: File, piece: Piece) -> Iterator[_Row]:
 
 
 def _csv(corpus: Corpus, file: File, piece: Piece) -> Iterator[_Row]:
-    start = 0 if file.is_compressed else piece.start
-    rows = (row for row, _ in read_rows(corpus.filesystem, file, start, piece.end) if row != [])
-    if file.is_compressed:
-        next(rows, None)  # the names of the columns
+    found = read_rows(corpus.filesystem, file, piece.start, piece.end)
+    rows = (row for row, _ in found if row != [])
     for row in islice(rows, piece.rows):
         if row is None:
             yield _Bad(UNREADABLE, "no CSV")
@@ -242,10 +243,8 @@ def _fitting(
         file,
         [number for number, _ in good],
         [_raw(row[columns.text]) for _, row in good],
-        pa.table(
-            [pa.array([row.get(one.name) for _, row in good], one.type) for one in carried],
-            schema=carried,
-        ),
+        carried,
+        [pa.array([row.get(one.name) for _, row in good], one.type) for one in carried],
     )
     batch.bad += bad
     batch.blank = blank
@@ -267,7 +266,9 @@ def _misfit(row: Mapping[str, Any], carried: pa.Schema) -> str | None:
             continue
         try:
             met = pa.array([value]).type  # told the type at once, Arrow would cut 1.5 to 1
-            if met != one.type and not (pa.types.is_integer(met) and pa.types.is_floating(one.type)):
+            if met != one.type and not (
+                pa.types.is_integer(met) and pa.types.is_floating(one.type)
+            ):
                 return f"{one.name} is {value!r}, wanted {one.type}"
             pa.array([value], one.type)
         except (pa.ArrowException, ValueError, OverflowError) as error:

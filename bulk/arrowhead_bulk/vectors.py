@@ -81,8 +81,8 @@ class Model:
         version = self.version or pins.live(repository, self.name)
         if version is None:
             raise BadModel(
-                f"no model {self.name!r} in {repository.absolute()}: name one with --repository and "
-                "--model, or make one with `arrowhead convert`"
+                f"no model {self.name!r} in {repository.absolute()}: name one with --repository "
+                "and --model, or make one with `arrowhead convert`"
             )
         folders = (repository / f"{self.name}_{part}" / str(version) for part in _PARTS)
         tokenizer, encoder = folders

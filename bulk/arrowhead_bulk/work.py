@@ -122,9 +122,7 @@ class Worker:
             for batch, ids, truncated in self._one_ahead(self._tokenized(unit)):
                 table = self._table(batch, ids, truncated)
                 part.add(table, batch.bad, batch.blank)
-                self._on_batch(
-                    len(batch.texts) + len(batch.bad) + batch.blank, sum(map(len, ids))
-                )
+                self._on_batch(len(batch.texts) + len(batch.bad) + batch.blank, sum(map(len, ids)))
         return part.done
 
     @property
@@ -161,9 +159,7 @@ class Worker:
     def _table(self, batch: Batch, ids: list[list[int]], truncated: list[bool]) -> pa.Table:
         task = self._task
         vectors = (
-            self.embedding.vectors(ids)
-            if ids
-            else np.empty((0, task.info.dimension), np.float32)
+            self.embedding.vectors(ids) if ids else np.empty((0, task.info.dimension), np.float32)
         )
         columns = {
             parts.ID: batch.carried[task.columns.id or "row"],
@@ -185,4 +181,4 @@ class Worker:
         coming = self._ahead.submit(partial(next, items, end))
         while (item := coming.result()) is not end:
             coming = self._ahead.submit(partial(next, items, end))
-            yield item  # type: ignore[misc]
+            yield item

@@ -67,13 +67,11 @@ def written(path: Path, form: str, rows: list[str]) -> Path:
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 32, 33, 100])
 @pytest.mark.parametrize("form", ["parquet", "json", "csv"])
-def test_every_row_is_in_one_unit(
-    form: str, rows: int, small_units: int, tmp_path: Path
-) -> None:
+def test_every_row_is_in_one_unit(form: str, rows: int, small_units: int, tmp_path: Path) -> None:
     ending = {"json": "jsonl"}.get(form, form)
     wanted = texts(rows)
-    written(tmp_path / f"a.{ending}", form, wanted[:rows // 3])
-    written(tmp_path / f"b.{ending}", form, wanted[rows // 3:])
+    written(tmp_path / f"a.{ending}", form, wanted[: rows // 3])
+    written(tmp_path / f"b.{ending}", form, wanted[rows // 3 :])
     found = survey([str(tmp_path)], TEXT)
     assert all_of(found) == (wanted, list(range(rows)))
     assert [unit.number for unit in found.units] == list(range(len(found.units)))
@@ -174,15 +172,15 @@ def test_files_are_found_by_name_folder_and_pattern(tmp_path: Path) -> None:
     assert names("*/*.parquet") == ["in/c.parquet"]
     assert names("b.parquet", "a.parquet", "[ab].parquet") == ["a.parquet", "b.parquet"]
     for source in ("nothing.parquet", "*.csv", "notes.md", "missing/"):
-        with pytest.raises(BadCorpus, match="nothing there|wanted a name"):
+        with pytest.raises(BadCorpus, match=r"nothing there|wanted a name"):
             names(source)
 
 
 def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     good = write_parquet(tmp_path / "a.parquet", texts(3), id=pa.array([1, 2, 3]))
-    with pytest.raises(BadCorpus, match="no column 'body' among 'text', 'id'.*--column"):
+    with pytest.raises(BadCorpus, match=r"no column 'body' among 'text', 'id'.*--column"):
         survey([str(good)], Columns("body"))
-    with pytest.raises(BadCorpus, match="column 'id' is int64: wanted strings"):
+    with pytest.raises(BadCorpus, match=r"column 'id' is int64: wanted strings"):
         survey([str(good)], Columns("id"))
     write_parquet(tmp_path / "b.parquet", texts(3), id=pa.array(["1", "2", "3"]))
     with pytest.raises(BadCorpus, match=r"b\.parquet has id string.*a\.parquet has id int64"):
@@ -191,9 +189,9 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadCorpus, match=r"c\.parquet cannot be read as parquet"):
         survey([str(tmp_path)], TEXT)
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(BadCorpus, match="no rows"):
+    with pytest.raises(BadCorpus, match=r"no rows"):
         survey([str(tmp_path / "empty.jsonl")], TEXT)
-    with pytest.raises(BadCorpus, match="nosuch"):
+    with pytest.raises(BadCorpus, match=r"nosuch"):
         survey(["nosuch://place/a.parquet"], TEXT)
 
 
@@ -230,7 +228,7 @@ def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
         (5, "unreadable row"), (6, "not UTF-8"), (7, "not UTF-8"),
     ]  # fmt: skip
 
-    (tmp_path / "a.csv").write_bytes(b"id,text\n1,good\n2,too,many\n3\n4,\xff\n\n5,\"a \"\"b\"\"\"\n")
+    (tmp_path / "a.csv").write_bytes(b'id,text\n1,good\n2,too,many\n3\n4,\xff\n\n5,"a ""b"""\n')
     found = survey([str(tmp_path / "a.csv")], columns)
     (batch,) = read(found, found.units[0], columns)
     assert batch.texts == ["good", 'a "b"']
@@ -244,5 +242,5 @@ def test_a_file_that_changed_is_told(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", texts(3))
     found = survey([str(path)], TEXT)
     write_parquet(path, texts(4))
-    with pytest.raises(BadCorpus, match="has changed since the job began"):
+    with pytest.raises(BadCorpus, match=r"has changed since the job began"):
         list(read(found, found.units[0], TEXT))

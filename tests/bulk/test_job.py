@@ -92,8 +92,8 @@ def test_other_programs_read_it(wish: Callable[..., Wish], tmp_path: Path) -> No
     write_parquet(tmp_path / "in.parquet", texts(5), id=pa.array([3, 1, 4, 1, 5]))
     run(wish(tmp_path / "in.parquet", columns=Columns("text", "id")))
     folder = tmp_path / "vectors"
-    sql = f"select id, len(embedding) from '{folder}/*.parquet'"
-    assert duckdb.sql(sql).fetchall() == [(n, 384) for n in (3, 1, 4, 1, 5)]
+    rows = duckdb.read_parquet(f"{folder}/*.parquet").project("id, len(embedding)")
+    assert rows.fetchall() == [(n, 384) for n in (3, 1, 4, 1, 5)]
     frame = pd.read_parquet(folder)
     assert frame["id"].tolist() == [3, 1, 4, 1, 5]
     assert len(frame["embedding"][0]) == 384
@@ -113,7 +113,7 @@ def test_a_part_says_which_vectors_it_has(
     model = Model("minilm", str(minilm_repository)).told()
     assert told["fingerprint"] == model.fingerprint
     assert (told["model"], told["prompt"], told["dimensions"]) == ("minilm", "query: ", 64)
-    with pytest.raises(Incomplete, match="no part"):
+    with pytest.raises(Incomplete, match=r"no part"):
         parts.metadata_of(str(write_parquet(tmp_path / "other.parquet", ["a"])))
 
 
@@ -160,9 +160,7 @@ def test_bad_rows_are_beside_the_vectors(
     rows[39]["text"] = "word " * 300
     write_lines(tmp_path / "in.jsonl", rows)
     told = run(
-        wish(
-            tmp_path / "in.jsonl", columns=Columns("text", "id"), options=Options(truncate="none")
-        )
+        wish(tmp_path / "in.jsonl", columns=Columns("text", "id"), options=Options(truncate="none"))
     )
     assert told["bad"] == {"id or kept column": 1, "null": 1, "too long": 1}
     found = vectors_of(tmp_path / "vectors")
@@ -189,7 +187,9 @@ def test_run_twice_it_does_nothing_twice(
     first = run(wish(tmp_path / "in.parquet"))
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "vectors").glob("part-*")}
     again = run(wish(tmp_path / "in.parquet"))
-    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "vectors").glob("part-*")}
+    assert files == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "vectors").glob("part-*")
+    }
     assert (again["parts_of_before"], again["rows"]) == (3, first["rows"])
     assert not (tmp_path / ".vectors.staging").exists()
 
@@ -250,46 +250,44 @@ def test_what_is_missing_is_not_published(
             progress.done(worker(unit))
         told = report(job, progress.total, 1.0, {})
         (tmp_path / ".vectors.staging" / "part-00001.parquet").unlink()
-        with pytest.raises(Incomplete, match="part-00001.parquet is not in"):
+        with pytest.raises(Incomplete, match=r"part-00001.parquet is not in"):
             job.publish(told)
         progress.done(worker(job.units[1]))
-        with pytest.raises(Incomplete, match="40 vectors are there, wanted 40 and 56"):
+        with pytest.raises(Incomplete, match=r"40 vectors are there, wanted 40 and 56"):
             job.publish(report(job, progress.total, 1.0, {}))
     assert not (tmp_path / "vectors").exists()
 
 
-def test_another_job_keeps_off(
-    wish: Callable[..., Wish], tmp_path: Path, small_units: int
-) -> None:
+def test_another_job_keeps_off(wish: Callable[..., Wish], tmp_path: Path, small_units: int) -> None:
     write_parquet(tmp_path / "in.parquet", texts(40))
     run(wish(tmp_path / "in.parquet"), units=1)
     other = wish(tmp_path / "in.parquet", options=Options(normalize=True))
-    with pytest.raises(OtherJob, match="another job.*--restart"):
+    with pytest.raises(OtherJob, match=r"another job.*--restart"):
         run(other)
     assert run(other, restart=True)["parts_of_before"] == 0
-    with pytest.raises(OtherJob, match="another job.*--out"):
+    with pytest.raises(OtherJob, match=r"another job.*--out"):
         run(wish(tmp_path / "in.parquet"), restart=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("keep me")
-    with pytest.raises(OtherJob, match="not empty"):
+    with pytest.raises(OtherJob, match=r"not empty"):
         run(wish(tmp_path / "in.parquet", out="full"), restart=True)
     assert (tmp_path / "full" / "letter.txt").read_text() == "keep me"
-    with planned(wish(tmp_path / "in.parquet", out="held")):
-        with pytest.raises(OtherJob, match="another process"):
-            run(wish(tmp_path / "in.parquet", out="held"))
+    held = wish(tmp_path / "in.parquet", out="held")
+    with planned(held), pytest.raises(OtherJob, match=r"another process"):
+        run(held)
 
 
 def test_wishes_that_cannot_be_fulfilled(
     wish: Callable[..., Wish], minilm_repository: Path, tmp_path: Path
 ) -> None:
     path = write_parquet(tmp_path / "in.parquet", texts(3), tokens=pa.array([1, 2, 3]))
-    with pytest.raises(BadModel, match="no model 'other'"):
+    with pytest.raises(BadModel, match=r"no model 'other'"):
         run(wish(path, model=Model("other", str(minilm_repository))))
-    with pytest.raises(InvalidInput, match="prompt_name='nope'"):
+    with pytest.raises(InvalidInput, match=r"prompt_name='nope'"):
         run(wish(path, options=Options(prompt_name="nope")))
-    with pytest.raises(InvalidInput, match="wanted 1..384"):
+    with pytest.raises(InvalidInput, match=r"wanted 1..384"):
         run(wish(path, options=Options(dimensions=385)))
-    with pytest.raises(BadCorpus, match="--keep tokens"):
+    with pytest.raises(BadCorpus, match=r"--keep tokens"):
         run(wish(path, columns=Columns("text", None, ("tokens",))))
     assert not list(tmp_path.glob("*vectors*"))
 
@@ -305,7 +303,7 @@ def test_another_model_of_the_same_name_is_another_job(
         raw = bytearray(weights.read_bytes())
         raw[len(raw) // 2] ^= 1
         weights.write_bytes(bytes(raw))
-        with pytest.raises(BadModel, match="cannot be opened"):
+        with pytest.raises(BadModel, match=r"cannot be opened"):
             Worker(job.task)(job.units[0])
 
 

@@ -162,9 +162,9 @@ def test_a_job_that_does_nothing_ends_and_goes_on(
     from arrowhead_bulk.on_ray import Cluster, run_on_ray
 
     model = replace(wish(source).model, threads=999)  # no node has as many CPUs
-    with planned(wish(source, model=model)) as job:
-        with pytest.raises(Stalled, match="no part was finished for 5 s.*run the same command"):
-            run_on_ray(job, Cluster(stall_s=5.0), lambda done: None)
+    told = pytest.raises(Stalled, match=r"no part was finished for 5 s.*run the same command")
+    with planned(wish(source, model=model)) as job, told:
+        run_on_ray(job, Cluster(stall_s=5.0), lambda done: None)
     assert run(wish(source))["rows"] == ROWS
 
 
@@ -176,5 +176,5 @@ def test_a_workers_error_is_told_as_it_is(
 
     with planned(wish(source)) as job:
         job.task = replace(job.task, model=Model("minilm", str(tmp_path / "away"), 1))
-        with pytest.raises(BadModel, match="cannot be opened"):
+        with pytest.raises(BadModel, match=r"cannot be opened"):
             run_on_ray(job, Cluster(), lambda done: None)
