@@ -17,7 +17,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -125,20 +125,22 @@ class Job:
                 f"{seen} rows and {total.rows} vectors are there, wanted {self.task.corpus.rows} "
                 f"and {report['rows']}: run the same command again"
             )
-        where = self._staging if self._staging.names() else self._out
-        where.write(REPORT, json.dumps(report, indent=2).encode())
-        if where is self._out:
+        if self._staging.names() == [PLAN]:  # it was published before
             self._out.write(SUCCESS, b"")
             return
+        self._staging.write(REPORT, json.dumps(report, indent=2).encode())
         if self._out.is_local and not self._out.names():
             self._staging.write(SUCCESS, b"")
             out = Path(self._out.path)
             out.parent.mkdir(parents=True, exist_ok=True)
             Path(self._staging.path).rename(out)  # over an empty folder, too
             return
+        # First whose it is, last that it is whole: broken off in between, it is gone on with.
+        self._out.make()
+        self._out.write(PLAN, self._staging.read(PLAN) or b"")
         for name in self._staging.names():
-            self._out.filesystem.create_dir(self._out.file(name).rpartition("/")[0])
-            self._out.filesystem.move(self._staging.file(name), self._out.file(name))
+            if name != PLAN:
+                self._staging.move_to(self._out, name)
         self._out.write(SUCCESS, b"")
         self._staging.filesystem.delete_dir(self._staging.path)
 
@@ -190,17 +192,15 @@ def planned(wish: Wish, *, restart: bool = False) -> Iterator[Job]:
             folder.filesystem.delete_dir(folder.path)
         is_new = not (_is_ours(folder, key) | _is_ours(out, key))
         folder.make()
-        if _job_of(out):  # it was published: what is found torn there is done again here
-            held.callback(_remove_empty, folder)
-        else:
-            folder.write(PLAN, json.dumps(_told(task), indent=1).encode())
+        folder.write(PLAN, json.dumps(_told(task), indent=1).encode())
+        held.callback(_remove_plan, folder, out)
         yield Job(task, is_new=is_new)
 
 
-def _remove_empty(folder: Folder) -> None:
-    if not folder.names():
-        with suppress(FileNotFoundError):  # where there are no folders, none is left
-            folder.filesystem.delete_dir(folder.path)
+def _remove_plan(folder: Folder, out: Folder) -> None:
+    """Of a job that is published, and of which no part had to be done again."""
+    if folder.names() == [PLAN] and _job_of(out):
+        folder.filesystem.delete_dir(folder.path)
 
 
 def _staging(out: str) -> str:

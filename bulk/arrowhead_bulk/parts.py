@@ -141,6 +141,10 @@ class Folder:
                 os.unlink(hidden)  # noqa: PTH108
             raise
 
+    def move_to(self, other: Folder, name: str) -> None:
+        """Moves a file to the same name in another folder of this filesystem, over one there."""
+        self.filesystem.move(self.file(name), other.file(name))
+
     def write(self, name: str, raw: bytes) -> None:
         """A small file, whole."""
         with self.writing(name) as stream:
