@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from arrowhead_bulk.corpus import Columns
+from arrowhead_bulk.errors import BulkError
 from arrowhead_bulk.job import Job, Wish, planned
 from arrowhead_bulk.progress import Progress, in_words, report
 from arrowhead_bulk.vectors import Model
@@ -88,9 +86,9 @@ def bulk() -> None:
 @click.option(
     "--stall-after",
     type=click.FloatRange(1),
-    default=900.0,
+    default=600.0,
     show_default=True,
-    help="Seconds; without a finished part for so long, a job on Ray is ended.",
+    help="Seconds; a job on Ray that embeds nothing for so long is ended.",
 )
 @click.option("--restart", is_flag=True, help="Throw away what an unfinished job has left.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
@@ -139,37 +137,31 @@ def embed(
     """  # noqa: D301
     if prompt is None and prompt_name is None and input_type is None:
         input_type = "document"
-    options = Options(
-        prompt,
-        prompt_name,
-        input_type,
-        truncate,
-        dimensions,
-        normalize,
-        "float32" if precision == "float16" else precision,
-    )
+    options = Options(prompt, prompt_name, input_type, truncate, dimensions, normalize)
     wish = Wish(
         sources,
         Columns(column, id_column, keep),
         out,
-        Model(model, str(Path(repository).absolute()), 0, endpoint, device, dtype, threads or 0),
+        Model(model, repository, 0, endpoint, device, dtype, threads or 0),
         options,
         precision,
     )
     address = ray_address or os.environ.get("RAY_ADDRESS", "")
-    with planned(wish, restart=restart) as job:
-        rows = job.task.corpus.rows
-        if not job.is_new:
-            click.echo(f"{out}: going on with what is there", err=True)
-        with Progress(rows) as progress:
-            if on_ray or (on_ray is None and (address or rows >= WORTH_RAY)):
-                who = _on_ray(job, address, workers or 0, stall_after, progress)
-            else:
-                who = _here(job, progress)
-        told = report(job, progress.total, progress.seconds, who)
-        job.publish(told)
-    with suppress(BrokenPipeError):
-        click.echo(json.dumps(told) if as_json else in_words(told))
+    try:
+        with planned(wish, restart=restart) as job:
+            rows = job.task.corpus.rows
+            if not job.is_new:
+                click.echo(f"{out}: going on with what is there", err=True)
+            with Progress(rows, len(job.units)) as progress:
+                if on_ray or (on_ray is None and (address or rows >= WORTH_RAY)):
+                    who = _on_ray(job, address, workers or 0, stall_after, progress)
+                else:
+                    who = _here(job, progress)
+            told = report(job, progress.total, progress.seconds, who)
+            job.publish(told)
+    except OSError as error:
+        raise BulkError(str(error)) from error
+    click.echo(json.dumps(told) if as_json else in_words(told))
 
 
 def _here(job: Job, progress: Progress) -> dict[str, Any]:
@@ -184,5 +176,5 @@ def _on_ray(
 ) -> dict[str, Any]:
     from arrowhead_bulk.on_ray import Cluster, run_on_ray
 
-    click.echo("starting on Ray", err=True) if sys.stderr.isatty() else None
-    return run_on_ray(job, Cluster(address, workers, stall_s), progress.done)
+    click.echo("starting on Ray", err=True)
+    return run_on_ray(job, Cluster(address, workers, stall_s), progress)

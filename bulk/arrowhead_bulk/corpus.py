@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is embedded: files of rows, on any filesystem that Arrow knows, cut into units.
+"""What is embedded: files of rows, cut into units.
 
     Parquet                    cut between rows; a unit reads the row groups that it has a part of
     JSON lines, CSV, TSV       cut between rows, at bytes that `survey` has found by reading it all
@@ -10,56 +10,29 @@ Which rows are a unit depends on the files alone, not on who works on them.
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
+from tqdm import tqdm
 
 from arrowhead_bulk.errors import BadCorpus
+from arrowhead_bulk.files import File, Lines, filesystem, find, opened, read_rows
 
-ATOM_ROWS = 4096  # units are made of so many rows, and never of fewer but at the end of a file
-MOST_UNITS = 4096
-MOST_UNIT_ROWS = 262_144  # 400 MB of float32 vectors of 384 components
-FORMATS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "tsv"}
-_COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+ATOM_ROWS = 4096  # of a unit at least; only the last one has fewer
+MOST_UNITS = 4096  # until they would have more rows than that:
+MOST_UNIT_ROWS = 65_536  # 100 MB of float32 vectors of 384 components
+_CUTS_OF_A_GROUP = 16  # at most: each reads its row group from the beginning
 _BLOCK_BYTES = 1 << 20
 _SAMPLE_ROWS = 1000  # of JSON lines, that tell the types of columns
-_WILD = frozenset("*?[")
-
-csv.field_size_limit(sys.maxsize)  # a text may be long
-
-
-@dataclass(frozen=True)
-class File:
-    """One file.
-
-    Attributes:
-        path: within its filesystem.
-        format: "parquet", "json", "csv" or "tsv".
-        is_compressed: whether it can only be read from its beginning.
-        size, modified_ns: what it was when the job was planned; a change is noticed by them.
-        rows: how many it has; lines, of JSON.
-        first: the number of its first row in the corpus.
-        names: of the columns, where the file's first line tells them.
-    """
-
-    path: str
-    format: str
-    is_compressed: bool
-    size: int
-    modified_ns: int
-    rows: int = 0
-    first: int = 0
-    names: tuple[str, ...] = ()
+_LOOKS_AT_ONCE = 16
 
 
 class Piece(NamedTuple):
@@ -136,19 +109,21 @@ class Corpus:
         return filesystem(self.root)[0]
 
 
-def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a URI or a path of this machine, and the path within it.
+@dataclass
+class _Look:
+    """What one file was found to be.
 
-    Raises:
-        BadCorpus: Arrow knows no such filesystem.
+    Attributes:
+        names: of its columns, where the first line tells them.
+        carried: their types, where they are told.
+        kinds: of the first values, where they are not: by column, how often there is which.
+        atoms: its cut; `file` of these is not set.
     """
-    if "://" not in uri:
-        return fs.LocalFileSystem(), str(Path(uri).absolute()) if uri else ""
-    try:
-        found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise BadCorpus(f"{uri}: {error}") from error
-    return found
+
+    names: tuple[str, ...]
+    carried: pa.Schema | None
+    kinds: dict[str, Counter[pa.DataType]]
+    atoms: list[Piece]
 
 
 def survey(sources: Sequence[str], columns: Columns) -> Corpus:
@@ -161,211 +136,103 @@ def survey(sources: Sequence[str], columns: Columns) -> Corpus:
     Raises:
         BadCorpus: nothing is there, it cannot be read, or a column is missing; says where.
     """
-    files, root = _found(sources)
+    files, root = find(sources)
     where, _ = filesystem(root)
-    surveyed: list[File] = []
-    atoms: list[Piece] = []
-    carried: pa.Schema | None = None
-    for number, file in enumerate(files):
+
+    def look(file: File) -> _Look:
         try:
-            names, schema, pieces = _surveyed(where, file, number, columns)
-        except (OSError, pa.ArrowException, ValueError) as error:
+            return _look(where, file, columns)
+        except (OSError, pa.ArrowException, ValueError, LookupError) as error:
             raise BadCorpus(f"{file.path} cannot be read as {file.format}: {error}") from error
-        if carried is None or not len(carried):
-            carried = schema
-        elif len(schema) and schema != carried:
-            raise BadCorpus(
-                f"{file.path} has {_told(schema)}, where {surveyed[0].path} has {_told(carried)}: "
-                "wanted the same types in all files"
-            )
-        first = surveyed[-1].first + surveyed[-1].rows if surveyed else 0
-        rows = sum(piece.rows for piece in pieces)
-        surveyed.append(File(**{**vars(file), "rows": rows, "first": first, "names": tuple(names)}))
-        atoms += pieces
-    rows = sum(file.rows for file in surveyed)
-    if not rows:
+
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as threads:
+        looks = list(
+            tqdm(threads.map(look, files), "look at files", len(files), unit="file", disable=None)
+        )
+    surveyed, first = list[File](), 0
+    for file, found in zip(files, looks, strict=True):
+        rows = sum(piece.rows for piece in found.atoms)
+        surveyed.append(replace(file, rows=rows, first=first, names=found.names))
+        first += rows
+    if not first:
         raise BadCorpus(f"{', '.join(sources)}: no rows")
-    target = min(max(ATOM_ROWS, -(-rows // MOST_UNITS)), MOST_UNIT_ROWS)
-    return Corpus(root, tuple(surveyed), carried or pa.schema([]), tuple(_units(atoms, target)))
-
-
-def read_rows(
-    where: fs.FileSystem, file: File, start: int, end: int
-) -> Iterator[tuple[list[str] | None, int]]:
-    """The rows of a CSV or TSV file between two bytes, and after each the byte where it ends.
-
-    A row is None where it cannot be read at all. Bytes that are no UTF-8 come as surrogates.
-    """
-    lines = _Lines(where, file, start, end)
-    rows = (
-        csv.reader(lines.decoded(), delimiter="\t", quoting=csv.QUOTE_NONE)
-        if file.format == "tsv"
-        else csv.reader(lines.decoded())
+    atoms = (
+        atom._replace(file=number) for number, found in enumerate(looks) for atom in found.atoms
     )
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error:
-            yield None, lines.consumed
-        else:
-            yield row, lines.consumed
+    target = min(max(ATOM_ROWS, -(-first // MOST_UNITS)), MOST_UNIT_ROWS)
+    carried = _carried(surveyed, looks, columns)
+    return Corpus(root, tuple(surveyed), carried, tuple(_units(atoms, target)))
 
 
-def read_lines(where: fs.FileSystem, file: File, start: int, end: int) -> Iterator[bytes]:
-    """The lines of a file between two bytes, without their ends."""
-    return (line.rstrip(b"\r\n") for line in _Lines(where, file, start, end))
-
-
-class _Lines:
-    """Lines of a file between two bytes (`end` -1: to its end).
-
-    Attributes:
-        consumed: the byte behind the last line that was given.
-    """
-
-    def __init__(self, where: fs.FileSystem, file: File, start: int, end: int) -> None:
-        self.consumed = start
-        self._where, self._file, self._end = where, file, end
-
-    def __iter__(self) -> Iterator[bytes]:
-        with _opened(self._where, self._file, self.consumed) as stream:
-            left = b""
-            while block := stream.read(_BLOCK_BYTES):
-                lines = (left + block).split(b"\n")
-                left = lines.pop()
-                for line in lines:
-                    if 0 <= self._end <= self.consumed:
-                        return
-                    self.consumed += len(line) + 1
-                    yield line + b"\n"
-            if left and not 0 <= self._end <= self.consumed:
-                self.consumed += len(left)
-                yield left
-
-    def decoded(self) -> Iterator[str]:
-        """As text; a mark at the beginning of a file is none of it."""
-        is_first = self.consumed == 0
-        for line in self:
-            text = line.decode("utf-8", "surrogateescape")
-            yield text.removeprefix("\ufeff") if is_first else text
-            is_first = False
-
-
-def _opened(where: fs.FileSystem, file: File, start: int) -> Any:
-    if file.is_compressed:
-        stream = where.open_input_stream(file.path, compression="detect")
-        stream.read(start)  # the names of columns, at most
-        return stream
-    stream = where.open_input_file(file.path)
-    stream.seek(start)
-    return stream
-
-
-def _found(sources: Sequence[str]) -> tuple[list[File], str]:
-    """The files, and a URI of their filesystem."""
-    roots, files = set(), dict[str, File]()
-    for source in sources:
-        where, path = filesystem(source)
-        scheme, there, rest = source.partition("://")
-        roots.add(f"{scheme}://{rest.partition('/')[0]}" + _query(rest) if there else "")
-        found = [info for info in _infos(where, path) if _format(info.path) or info.path == path]
-        if not found:
+def _carried(files: Sequence[File], looks: Sequence[_Look], columns: Columns) -> pa.Schema:
+    """The types of columns, which all files must share."""
+    first: tuple[File, pa.Schema] | None = None
+    kinds: dict[str, Counter[pa.DataType]] = {}
+    for file, found in zip(files, looks, strict=True):
+        for name, kind in found.kinds.items():
+            kinds.setdefault(name, Counter()).update(kind)
+        if found.carried is None or not file.rows:
+            continue
+        if first is None:
+            first = file, found.carried
+        elif found.carried != first[1]:
             raise BadCorpus(
-                f"{source}: nothing there of {', '.join(FORMATS)} (or compressed: "
-                f"{', '.join(_COMPRESSED)})"
+                f"{file.path} has {_told(found.carried)}, where {first[0].path} has "
+                f"{_told(first[1])}: wanted the same types in all files"
             )
-        for info in found:
-            form = _format(info.path)
-            if not form:
-                raise BadCorpus(f"{info.path}: wanted a name that ends in {', '.join(FORMATS)}")
-            files[info.path] = File(
-                info.path,
-                form,
-                info.path.endswith(_COMPRESSED),
-                info.size,
-                int(info.mtime_ns or 0),
-            )
-    if len(roots) > 1:
-        raise BadCorpus(f"files of {len(roots)} filesystems ({', '.join(sorted(roots))}): give one")
-    return [files[path] for path in sorted(files)], roots.pop()
+    if not kinds:
+        return first[1] if first else pa.schema([])
+    sampled = next(file for file in files if file.format == "json")
+    _check(sampled, sorted(kinds), columns)
+    found_schema = pa.schema([(name, _usual(kinds[name])) for name in columns.carried])
+    if first is not None and first[1] != found_schema:
+        raise BadCorpus(
+            f"JSON lines have {_told(found_schema)}, where {first[0].path} has {_told(first[1])}: "
+            "wanted the same types in all files"
+        )
+    return found_schema
 
 
-def _query(rest: str) -> str:
-    """What a URI says of how to reach its filesystem, such as `?endpoint_override=...`."""
-    query = rest.partition("?")[2]
-    return f"?{query}" if query else ""
-
-
-def _infos(where: fs.FileSystem, path: str) -> Iterator[fs.FileInfo]:
-    """Of a file, of all below a folder, or of all that fit a pattern; nothing that is hidden."""
-    base = path
-    while _WILD & set(base):
-        base = base.rpartition("/")[0]
-    try:
-        info = where.get_file_info(base)
-        if info.type == fs.FileType.File:
-            yield info
-        elif info.type == fs.FileType.Directory:
-            for one in where.get_file_info(fs.FileSelector(base, recursive=True)):
-                inside = one.path.removeprefix(base).strip("/")
-                is_hidden = any(part.startswith((".", "_")) for part in inside.split("/"))
-                fits = base == path or PurePosixPath(one.path).match(path)
-                if one.type == fs.FileType.File and not is_hidden and fits:
-                    yield one
-    except OSError as error:
-        raise BadCorpus(f"{path}: {error}") from error
-
-
-def _format(path: str) -> str:
-    name = path.lower()
-    for ending in _COMPRESSED:
-        name = name.removesuffix(ending)
-    if name != path.lower() and name.endswith(".parquet"):
-        return ""
-    return next((form for ending, form in FORMATS.items() if name.endswith(ending)), "")
-
-
-def _surveyed(
-    where: fs.FileSystem, file: File, number: int, columns: Columns
-) -> tuple[Sequence[str], pa.Schema, list[Piece]]:
-    """The names of a file's columns if its first line tells them, the carried types, the atoms."""
+def _look(where: fs.FileSystem, file: File, columns: Columns) -> _Look:
     if file.format == "parquet":
-        with where.open_input_file(file.path) as source:
-            parquet = pq.ParquetFile(source)
-            schema = parquet.schema_arrow
-            _check(file, schema.names, columns)
-            kind = schema.field(columns.text).type
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (_is_text(kind) or pa.types.is_null(kind)):
-                raise BadCorpus(f"{file.path}: column {columns.text!r} is {kind}: wanted strings")
-            groups = [
-                parquet.metadata.row_group(group).num_rows
-                for group in range(parquet.metadata.num_row_groups)
-            ]
-            carried = pa.schema([(name, schema.field(name).type) for name in columns.carried])
-            return (), carried, list(_atoms_of_groups(number, groups))
+        return _look_at_parquet(where, file, columns)
     if file.format == "json":
-        carried = _sampled(where, file, columns)
-        return (), carried, _whole(file, list(_atoms_of_lines(where, file, number)))
+        kinds = _sampled(where, file)
+        return _Look((), None, kinds, _whole(file, list(_atoms_of_lines(where, file))))
     head = next(read_rows(where, file, 0, -1), None)
     if head is None:
-        return (), pa.schema([]), []
-    names, begin = head[0] or [], head[1]
+        return _Look((), None, {}, [])
+    names = tuple(head[0] or ())
     _check(file, names, columns)
     carried = pa.schema([(name, pa.string()) for name in columns.carried])
-    return names, carried, _whole(file, list(_atoms_of_rows(where, file, number, begin)))
+    return _Look(names, carried, {}, _whole(file, list(_atoms_of_rows(where, file, head[1]))))
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-    )
+def _look_at_parquet(where: fs.FileSystem, file: File, columns: Columns) -> _Look:
+    with where.open_input_file(file.path) as source:
+        parquet = pq.ParquetFile(source)
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+        groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    _check(file, schema.names, columns)
+    kind = schema.field(columns.text).type
+    if not is_text(kind):
+        raise BadCorpus(f"{file.path}: column {columns.text!r} is {kind}: wanted strings")
+    carried = pa.schema([(name, _kept(schema.field(name).type)) for name in columns.carried])
+    return _Look((), carried, {}, list(_atoms_of_groups(groups)))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of that type holds strings, or bytes that may be some."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    kinds = (pa.string(), pa.large_string(), pa.string_view())
+    return kind in (*kinds, pa.binary(), pa.large_binary(), pa.binary_view(), pa.null())
+
+
+def _kept(kind: pa.DataType) -> pa.DataType:
+    """The type in which a column is kept: Arrow cannot take rows of a view."""
+    views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    return views.get(kind, kind)
 
 
 def _check(file: File, names: Sequence[str], columns: Columns) -> None:
@@ -375,13 +242,14 @@ def _check(file: File, names: Sequence[str], columns: Columns) -> None:
                 f"{file.path}: no column {name!r} among {', '.join(map(repr, names))}: choose with "
                 "--column, --id and --keep"
             )
+        if names.count(name) > 1:
+            raise BadCorpus(f"{file.path}: {names.count(name)} columns are called {name!r}")
 
 
-def _sampled(where: fs.FileSystem, file: File, columns: Columns) -> pa.Schema:
-    """The types of columns in JSON lines, as the first lines have them."""
-    kinds: dict[str, Counter[pa.DataType]] = {name: Counter() for name in columns.carried}
-    seen: set[str] = set()
-    for number, line in enumerate(read_lines(where, file, 0, -1)):
+def _sampled(where: fs.FileSystem, file: File) -> dict[str, Counter[pa.DataType]]:
+    """The types of all columns in JSON lines, as the first lines have them."""
+    kinds: dict[str, Counter[pa.DataType]] = {}
+    for number, line in enumerate(Lines(where, file, 0, -1)):
         if number == _SAMPLE_ROWS:
             break
         try:
@@ -389,71 +257,78 @@ def _sampled(where: fs.FileSystem, file: File, columns: Columns) -> pa.Schema:
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
-            seen |= row.keys()
-            for name, kind in kinds.items():
-                if row.get(name) is not None:
-                    kind[_kind(row[name])] += 1
-    if not seen:
-        return pa.schema([])
-    _check(file, sorted(seen), columns)
-    return pa.schema([(name, _usual(kind)) for name, kind in kinds.items()])
+            for name, value in row.items():
+                kind = kinds.setdefault(name, Counter())
+                if value is not None:
+                    kind[_kind(value)] += 1
+    return kinds
 
 
 def _kind(value: Any) -> pa.DataType:
-    try:
-        return pa.array([value]).type
-    except (pa.ArrowException, OverflowError):
-        return pa.null()
+    if isinstance(value, bool):
+        return pa.bool_()
+    if isinstance(value, int):
+        return pa.int64() if -(2**63) <= value < 2**63 else pa.uint64()
+    return pa.float64() if isinstance(value, float) else pa.string()
 
 
 def _usual(kinds: Counter[pa.DataType]) -> pa.DataType:
-    """The type that most values have; rows of another are bad ones."""
-    if {pa.int64(), pa.float64()} == kinds.keys():
-        return pa.float64()
-    return next((kind for kind, _ in kinds.most_common() if kind != pa.null()), pa.string())
+    """The type for values of these: strings hold whatever there is, as JSON."""
+    for some, kind in (
+        ({pa.bool_()}, pa.bool_()),
+        ({pa.int64()}, pa.int64()),
+        ({pa.int64(), pa.uint64()}, pa.uint64()),
+        ({pa.int64(), pa.float64()}, pa.float64()),
+    ):
+        if kinds and kinds.keys() <= some:
+            return kind
+    # A row of another type than most is a bad one.
+    usual = kinds.most_common(1)
+    return usual[0][0] if usual and 10 * usual[0][1] > 9 * kinds.total() else pa.string()
 
 
-def _atoms_of_groups(file: int, groups: Iterable[int]) -> Iterator[Piece]:
+def _atoms_of_groups(groups: Iterable[int]) -> Iterator[Piece]:
     first = 0
     for group, rows in enumerate(groups):
-        for start in range(0, rows, ATOM_ROWS):
-            yield Piece(file, first + start, min(ATOM_ROWS, rows - start), group, group + 1)
+        step = min(max(ATOM_ROWS, -(-rows // _CUTS_OF_A_GROUP)), MOST_UNIT_ROWS)
+        for start in range(0, rows, step):
+            yield Piece(0, first + start, min(step, rows - start), group, group + 1)
         first += rows
 
 
-def _atoms_of_lines(where: fs.FileSystem, file: File, number: int) -> Iterator[Piece]:
+def _atoms_of_lines(where: fs.FileSystem, file: File) -> Iterator[Piece]:
     first = start = offset = lines = 0
     last = b"\n"
-    with _opened(where, file, 0) as stream:
+    with opened(where, file) as stream:
         while block := stream.read(_BLOCK_BYTES):
             ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + 1
             while lines + len(ends) >= ATOM_ROWS:
                 taken = ATOM_ROWS - lines
                 end = offset + int(ends[taken - 1])
-                yield Piece(number, first, ATOM_ROWS, start, end)
+                yield Piece(0, first, ATOM_ROWS, start, end)
                 first, start, lines, ends = first + ATOM_ROWS, end, 0, ends[taken:]
             lines += len(ends)
             offset, last = offset + len(block), block[-1:]
     lines += last != b"\n"
     if lines:
-        yield Piece(number, first, lines, start, offset)
+        yield Piece(0, first, lines, start, offset)
 
 
-def _atoms_of_rows(where: fs.FileSystem, file: File, number: int, begin: int) -> Iterator[Piece]:
+def _atoms_of_rows(where: fs.FileSystem, file: File, begin: int) -> Iterator[Piece]:
     first = rows = 0
     start = end = begin
     for row, end in read_rows(where, file, begin, -1):
         rows += row != []  # a blank line is none
         if rows == ATOM_ROWS:
-            yield Piece(number, first, rows, start, end)
+            yield Piece(0, first, rows, start, end)
             first, rows, start = first + rows, 0, end
     if rows:
-        yield Piece(number, first, rows, start, end)
+        yield Piece(0, first, rows, start, end)
 
 
 def _whole(file: File, atoms: list[Piece]) -> list[Piece]:
     """In one, of a file that cannot be cut."""
-    return [_joined(atoms[0], atoms[-1])] if file.is_compressed and atoms else atoms
+    return [_joined(atoms[0], atoms[-1])] if file.codec and atoms else atoms
 
 
 def _joined(first: Piece, last: Piece) -> Piece:
@@ -465,7 +340,7 @@ def _units(atoms: Iterable[Piece], target: int) -> Iterator[Unit]:
     """Neighbours together, until there are enough rows."""
     number, rows, pieces = 0, 0, list[Piece]()
     for atom in atoms:
-        if pieces and rows + atom.rows > target:
+        if rows >= target:
             yield Unit(number, tuple(pieces))
             number, rows, pieces = number + 1, 0, []
         if pieces and pieces[-1].file == atom.file:
@@ -478,4 +353,4 @@ def _units(atoms: Iterable[Piece], target: int) -> Iterator[Unit]:
 
 
 def _told(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} {field.type}" for field in schema)
+    return ", ".join(f"{field.name} {field.type}" for field in schema) or "no columns to keep"

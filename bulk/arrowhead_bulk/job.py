@@ -26,11 +26,11 @@ from filelock import FileLock, Timeout
 
 from arrowhead_bulk import parts
 from arrowhead_bulk.corpus import Columns, Corpus, Unit, survey
-from arrowhead_bulk.errors import BadCorpus, Incomplete, OtherJob
+from arrowhead_bulk.errors import BadCorpus, BulkError, Incomplete, OtherJob
 from arrowhead_bulk.parts import Done, Folder
 from arrowhead_bulk.vectors import Model
 from arrowhead_bulk.work import Kind, Task
-from arrowhead_client import Options
+from arrowhead_client import InvalidInput, Options
 
 PLAN, SUCCESS, REPORT = "_job.json", "_SUCCESS", "_report.json"
 _LOOKS_AT_ONCE = 16
@@ -44,7 +44,7 @@ class Wish:
         sources: of rows; see `corpus.survey`.
         columns: of these.
         out: where the vectors go: a folder that is not there, or a URI.
-        model, options: what embeds, and how.
+        model, options: what embeds, and how; but for the options' precision:
         kind: what components are stored as.
     """
 
@@ -125,15 +125,14 @@ class Job:
                 f"{seen} rows and {total.rows} vectors are there, wanted {self.task.corpus.rows} "
                 f"and {report['rows']}: run the same command again"
             )
+        self._staging.tidy()
         if self._staging.names() == [PLAN]:  # it was published before
             self._out.write(SUCCESS, b"")
             return
         self._staging.write(REPORT, json.dumps(report, indent=2).encode())
-        if self._out.is_local and not self._out.names():
+        if self._out.is_local and not any(Path(self._out.path).glob("*")):
             self._staging.write(SUCCESS, b"")
-            out = Path(self._out.path)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            Path(self._staging.path).rename(out)  # over an empty folder, too
+            Path(self._staging.path).rename(self._out.path)  # over an empty folder, too
             return
         # First whose it is, last that it is whole: broken off in between, it is gone on with.
         self._out.make()
@@ -144,19 +143,32 @@ class Job:
         self._out.write(SUCCESS, b"")
         self._staging.filesystem.delete_dir(self._staging.path)
 
+    def has(self, done: Done) -> bool:
+        """Whether a unit's part is where it should be, as far as its end tells."""
+        return self._seen(self.units[done.number]) is not None
+
     def _looked_at(self) -> Iterator[Done]:
         def look(unit: Unit) -> Done:
-            for folder in (self._staging, self._out):
-                found = parts.sound(folder, unit, self.task.schema, wholly=False)
-                if found is not None:
-                    return found
-            raise Incomplete(
-                f"{parts.name_of(unit)} is not in {self.task.staging}, or not whole: run the same "
-                "command again"
-            )
+            if (found := self._seen(unit)) is None:
+                raise Incomplete(
+                    f"{parts.name_of(unit)} is not in {self.task.staging}, or not whole: run the "
+                    "same command again"
+                )
+            return found
 
         with ThreadPoolExecutor(_LOOKS_AT_ONCE) as threads:
             yield from threads.map(look, self.units)
+
+    def _seen(self, unit: Unit) -> Done | None:
+        schema = self.task.schema
+        return next(
+            (
+                found
+                for folder in (self._staging, self._out)
+                if (found := parts.sound(folder, unit, schema, wholly=False)) is not None
+            ),
+            None,
+        )
 
 
 @contextmanager
@@ -173,39 +185,54 @@ def planned(wish: Wish, *, restart: bool = False) -> Iterator[Job]:
         InvalidInput: the model has not what the options ask for.
         OtherJob: there is something else in `out`, or somebody at work.
     """
-    staging, out = _staging(wish.out), Folder(wish.out)
+    uri = wish.out if "://" in wish.out else str(Path(wish.out).absolute())
+    staging, out = _staging(uri), Folder(uri)
+    _check_place(out)
+    precision = "float32" if wish.kind == "float16" else wish.kind
+    options = replace(wish.options, precision=precision)
+    if options.truncate == "start":
+        raise InvalidInput("truncate='start': wanted 'end' or 'none'")
+    if taken := [name for name in wish.columns.keep if name in parts.OWN]:
+        raise BadCorpus(f"--keep {taken[0]}: a column of the output is called so")
     with ExitStack() as held:
         if out.is_local:
             _lock(held, out)
-        info = wish.model.told()
-        corpus = survey(wish.sources, wish.columns)
-        if taken := [name for name in wish.columns.keep if name in parts.OWN]:
-            raise BadCorpus(f"--keep {taken[0]}: a column of the output is called so")
-        key = _key(corpus, wish, info.fingerprint)
-        model = replace(wish.model, version=info.version)  # whatever goes live meanwhile
-        task = Task(
-            corpus, wish.columns, model, info, wish.options, wish.kind, staging, wish.out, key
-        )
-        _ = task.prefix, task.schema  # what the model has not is told before anything is made
         folder = Folder(staging)
+        begun = {} if restart else _plan_of(folder)
+        model = replace(wish.model, repository=str(Path(wish.model.repository).absolute()))
+        if not model.endpoint and begun.get("model") == model.name:
+            model = replace(model, version=begun["version"])  # what is begun, is ended
+        info = model.told()
+        model = replace(model, version=info.version)  # whatever goes live meanwhile
+        corpus = survey(wish.sources, wish.columns)
+        key = _key(corpus, wish.columns, model, info.fingerprint, options, wish.kind)
+        task = Task(corpus, wish.columns, model, info, options, wish.kind, staging, uri, key)
+        _ = task.prefix, task.schema  # what the model has not is told before anything is made
+        is_new = not _is_ours(out, key)
         if restart and folder.names():
             folder.filesystem.delete_dir(folder.path)
-        is_new = not (_is_ours(folder, key) | _is_ours(out, key))
+        is_new &= not _is_ours(folder, key)
         folder.make()
         folder.write(PLAN, json.dumps(_told(task), indent=1).encode())
         held.callback(_remove_plan, folder, out)
         yield Job(task, is_new=is_new)
 
 
+def _check_place(out: Folder) -> None:
+    """Refuses a folder that cannot be put in its place by renaming one beside it."""
+    if Path(out.path).is_mount() if out.is_local else "/" not in out.path:
+        raise BulkError(f"{out.uri} is a whole volume or bucket: name a folder in it")
+
+
 def _remove_plan(folder: Folder, out: Folder) -> None:
     """Of a job that is published, and of which no part had to be done again."""
-    if folder.names() == [PLAN] and _job_of(out):
+    if folder.names() == [PLAN] and _plan_of(out):
         folder.filesystem.delete_dir(folder.path)
 
 
-def _staging(out: str) -> str:
+def _staging(uri: str) -> str:
     """Beside OUT, hidden: on the same filesystem."""
-    base, mark, query = out.partition("?")
+    base, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
     head, slash, tail = base.rstrip("/").rpartition("/")
     return f"{head}{slash}.{tail}.staging{mark}{query}"
 
@@ -221,17 +248,19 @@ def _lock(held: ExitStack, out: Folder) -> None:
     held.callback(Path(lock.lock_file).unlink, missing_ok=True)  # while it is still ours
 
 
-def _key(corpus: Corpus, wish: Wish, fingerprint: str) -> str:
+def _key(
+    corpus: Corpus, columns: Columns, model: Model, fingerprint: str, options: Options, kind: Kind
+) -> str:
     """Names what the output will be: the same rows, by the same model, in the same form."""
-    files = [asdict(file) for file in corpus.files]
     said = {
-        "files": files,
+        "files": [asdict(file) for file in corpus.files],
         "units": [unit.pieces for unit in corpus.units],
         "carried": base64.b64encode(corpus.carried.serialize().to_pybytes()).decode(),
-        "columns": wish.columns,
+        "columns": columns,
         "fingerprint": fingerprint,
-        "options": asdict(wish.options),
-        "kind": wish.kind,
+        "computed_in": model.dtype,
+        "options": asdict(options),
+        "kind": kind,
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -241,6 +270,7 @@ def _told(task: Task) -> dict[str, Any]:
     return {
         "job": task.key,
         "model": task.info.name,
+        "version": task.info.version,
         "fingerprint": task.info.fingerprint,
         "rows": task.corpus.rows,
         "units": len(task.corpus.units),
@@ -248,13 +278,13 @@ def _told(task: Task) -> dict[str, Any]:
     }
 
 
-def _job_of(folder: Folder) -> str:
-    """The key of the job whose folder it is; empty if it is nobody's."""
-    raw = folder.read(PLAN)
+def _plan_of(folder: Folder) -> dict[str, Any]:
+    """What `_told` wrote there; empty if that is not there."""
     try:
-        return str(json.loads(raw)["job"]) if raw else ""
-    except (ValueError, KeyError, TypeError):
-        return ""
+        told = json.loads(folder.read(PLAN) or b"{}")
+        return {name: told[name] for name in ("job", "model", "version")} if told else {}
+    except (ValueError, LookupError, TypeError):
+        return {}
 
 
 def _is_ours(folder: Folder, key: str) -> bool:
@@ -263,10 +293,11 @@ def _is_ours(folder: Folder, key: str) -> bool:
     Raises:
         OtherJob: it is another's.
     """
-    met = _job_of(folder)
+    met = _plan_of(folder).get("job")
     if met and met != key:
         raise OtherJob(
-            f"{folder.uri} belongs to another job: other files, another model or other options. "
+            f"{folder.uri} belongs to another job: other files, another model or version of it, or "
+            "other options. "
             + (
                 "Run that one to its end, or throw it away with --restart"
                 if folder.uri.partition("?")[0].endswith(".staging")

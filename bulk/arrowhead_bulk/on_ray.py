@@ -6,15 +6,21 @@ actor or a node that died is simply done by another one, which replaces what the
 
 Traps, met with Ray 2.60: where actors take every CPU and a node dies, the rest waits for ever
 (ray-project/ray#44687), so they ask for a little less than they use, the pool may shrink, and a
-job that does nothing for long is ended.
+job that does nothing for long is ended. A call of Ray's after `ray.shutdown` starts a new cluster,
+unless it is told not to.
 """
 
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # read when ray is imported
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 import queue
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,14 +29,17 @@ import numpy as np
 import ray
 import ray.data
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from arrowhead_bulk.errors import BulkError, Stalled
+from arrowhead_bulk.errors import BulkError, Incomplete, Stalled
 from arrowhead_bulk.job import Job
 from arrowhead_bulk.parts import Done
+from arrowhead_bulk.progress import Progress
 from arrowhead_bulk.work import Task, Worker
 from arrowhead_client import ArrowheadError
 
-_CPU_SHARE = 0.95  # of a CPU, that an actor with one thread asks for
+_LESS_CPU = 0.05  # than an actor has threads
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,26 +49,46 @@ class Cluster:
     Attributes:
         address: of a cluster that runs; "" starts one of this machine.
         workers: at most; 0: one for each GPU, or else for each CPU.
-        stall_s: ends the job when no unit was done for so long.
+        stall_s: ends the job when no row was done for so long.
     """
 
     address: str = ""
     workers: int = 0
-    stall_s: float = 900.0
+    stall_s: float = 600.0
+
+
+class _Ledger:
+    """Where actors tell what they have done of units that are not finished."""
+
+    def __init__(self) -> None:
+        self._rows = self._tokens = 0
+
+    def add(self, rows: int, tokens: int) -> None:
+        self._rows += rows
+        self._tokens += tokens
+
+    def taken(self) -> tuple[int, int]:
+        """What came since it was asked last."""
+        taken = self._rows, self._tokens
+        self._rows = self._tokens = 0
+        return taken
 
 
 class _Actor:
     """One of the pool: `Worker`, in the terms of Ray Data."""
 
-    def __init__(self, task: Task) -> None:
-        self._task, self._worker = task, Worker(task)
+    def __init__(self, task: Task, ledger: Any) -> None:
+        # The tokenizer's own threads; read when it is first used.
+        os.environ["RAYON_NUM_THREADS"] = str(task.model.threads)
+        self._task = task
+        self._worker = Worker(task, lambda rows, tokens: ledger.add.remote(rows, tokens))
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
         done = [self._worker(self._task.corpus.units[number]) for number in batch["unit"]]
         return {"done": [one.to_json() for one in done]}
 
 
-def run_on_ray(job: Job, cluster: Cluster, on_done: Callable[[Done], object]) -> dict[str, Any]:
+def run_on_ray(job: Job, cluster: Cluster, progress: Progress) -> dict[str, Any]:
     """Does all units; who did them.
 
     Raises:
@@ -68,67 +97,88 @@ def run_on_ray(job: Job, cluster: Cluster, on_done: Callable[[Done], object]) ->
     """
     with _connected(cluster.address):
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        uses_gpus = not job.task.model.endpoint and job.task.model.device != "cpu"
-        gpus = int(resources.get("GPU", 0)) if uses_gpus else 0
+        model = job.task.model
+        gpus = 0 if model.endpoint or model.device == "cpu" else int(resources.get("GPU", 0))
         cpus = int(resources.get("CPU", 1))
-        workers = min(cluster.workers or gpus or cpus, len(job.units))
-        threads = job.task.model.threads or 1
-        task = replace(job.task, model=replace(job.task.model, threads=threads))
+        threads = model.threads or 1
+        workers = min(cluster.workers or gpus or max(1, cpus // threads), len(job.units))
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        ledger = ray.remote(_Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
         data = ray.data.from_items(
             [{"unit": unit.number} for unit in job.units], override_num_blocks=len(job.units)
         ).map_batches(
             _Actor,
             batch_size=1,
-            fn_constructor_args=(task,),
+            fn_constructor_args=(
+                replace(job.task, model=replace(model, threads=threads)),
+                ledger,
+            ),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
             num_gpus=1 if gpus else 0,
-            num_cpus=threads if threads > 1 else _CPU_SHARE,
+            num_cpus=threads - _LESS_CPU,
         )
-        for row in _watched(data, cluster.stall_s):
-            on_done(Done.from_json(row["done"]))
+        is_first = True
+        for done in _watched(data, ledger, cluster.stall_s, progress):
+            if is_first and not job.has(done):
+                raise Incomplete(
+                    f"a worker wrote {done.number} where this process does not see it: the folder "
+                    "of the vectors must be the same on all machines"
+                )
+            is_first = False
+            progress.done(done)
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
-        return {"engine": "ray", "actors": workers, "nodes": nodes, "gpus": gpus}
+        return {"engine": "ray", "actors_at_most": workers, "nodes": nodes, "gpus": gpus}
 
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(address=address or None, log_to_driver=False, include_dashboard=False)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    ray.init(address=address or "local", log_to_driver=False, include_dashboard=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _watched(data: ray.data.Dataset, stall_s: float) -> Iterator[dict[str, Any]]:
-    """The rows as they come; ends a job that gives none for so long."""
-    rows: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue()
+def _watched(
+    data: ray.data.Dataset, ledger: Any, stall_s: float, progress: Progress
+) -> Iterator[Done]:
+    """The units as they come; ends a job that does not get on for so long."""
+    found: queue.Queue[Done | BaseException | None] = queue.Queue()
 
     def follow() -> None:
         try:
-            for row in data.iter_rows():
-                rows.put(row)
-            rows.put(None)
+            # Blocks as they come: looked ahead, one would be told when the next is there.
+            for block in data.iter_batches(batch_size=None, prefetch_batches=0):
+                for told in block["done"]:
+                    found.put(Done.from_json(told))
+            found.put(None)
         except BaseException as error:  # noqa: BLE001 (told by whoever waits)
-            rows.put(error)
+            found.put(error)
 
     threading.Thread(target=follow, name="units", daemon=True).start()
+    alive_at = time.monotonic()
     while True:
         try:
-            row = rows.get(timeout=stall_s)
+            one = found.get(timeout=_LOOK_S)
         except queue.Empty:
-            raise Stalled(
-                f"no part was finished for {stall_s:.0f} s: the cluster has no room for a worker, "
-                "or parts take longer (--stall-after). What is done stays: run the same command "
-                "again to go on"
-            ) from None
-        if row is None:
+            rows, tokens = ray.get(ledger.taken.remote())
+            if rows:
+                progress.rows(rows, tokens)
+                alive_at = time.monotonic()
+            elif time.monotonic() - alive_at > stall_s:
+                raise Stalled(
+                    f"no row was embedded for {stall_s:.0f} s: the cluster has no room for a "
+                    "worker, or a machine is too slow for --stall-after. What is done stays: run "
+                    "the same command again to go on"
+                ) from None
+            continue
+        alive_at = time.monotonic()
+        if one is None:
             return
-        if isinstance(row, BaseException):
-            raise _own(row)
-        yield row
+        if isinstance(one, BaseException):
+            raise _own(one)
+        yield one
 
 
 def _own(error: BaseException) -> BaseException:

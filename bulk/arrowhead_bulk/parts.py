@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from arrowhead_bulk.corpus import Unit, filesystem
+from arrowhead_bulk.corpus import Unit
 from arrowhead_bulk.errors import Incomplete
+from arrowhead_bulk.files import filesystem
 from arrowhead_bulk.reading import BadRow
 
 METADATA = b"arrowhead"  # of a file's schema: JSON
@@ -33,6 +35,7 @@ UNIT = b"arrowhead.unit"
 ID, EMBEDDING, TOKENS, TRUNCATED = "id", "embedding", "tokens", "truncated"
 OWN = (ID, EMBEDDING, TOKENS, TRUNCATED)
 BAD = "_bad"
+GROUP_ROWS = 16_384
 _BAD_ROWS = pa.schema(
     [("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("detail", pa.string())]
 )
@@ -97,12 +100,22 @@ class Folder:
         return f"{self.path}/{name}"
 
     def names(self) -> list[str]:
-        """Of all files below it; empty if it is not there."""
+        """Of all files below it but those that are being written; empty if it is not there."""
         found = self.filesystem.get_file_info(
             fs.FileSelector(self.path, allow_not_found=True, recursive=True)
         )
         files = (info.path for info in found if info.type == fs.FileType.File)
-        return sorted(path.removeprefix(f"{self.path}/") for path in files)
+        names = sorted(path.removeprefix(f"{self.path}/") for path in files)
+        return [name for name in names if not name.rpartition("/")[2].startswith(".")]
+
+    def tidy(self) -> None:
+        """Removes what was being written by those that died over it."""
+        for name in ("", f"/{BAD}"):
+            for info in self.filesystem.get_file_info(
+                fs.FileSelector(self.path + name, allow_not_found=True)
+            ):
+                if info.base_name.startswith(".") and info.type == fs.FileType.File:
+                    self.filesystem.delete_file(info.path)
 
     def make(self) -> None:
         """Makes it, and what is below it."""
@@ -188,6 +201,7 @@ class PartWriter:
         self._folder, self._unit, self._schema = folder, unit, schema
         self.done = Done(unit.number)
         self._bad: list[BadRow] = []
+        self._tables: list[pa.Table] = []
 
     def __enter__(self) -> PartWriter:
         self._file = self._folder.writing(name_of(self._unit))
@@ -208,10 +222,17 @@ class PartWriter:
         self.done.bad.update(one.reason for one in bad)
         self.done.blank += blank
         self.done.rows += table.num_rows
-        if table.num_rows:
-            self.done.tokens += sum(table[TOKENS].to_pylist())
-            self.done.truncated += sum(table[TRUNCATED].to_pylist())
-            self._writer.write_table(table)
+        self.done.tokens += pc.sum(table[TOKENS]).as_py() or 0
+        self.done.truncated += pc.sum(table[TRUNCATED]).as_py() or 0
+        self._tables.append(table)
+        if sum(one.num_rows for one in self._tables) >= GROUP_ROWS:
+            self._write()
+
+    def _write(self) -> None:
+        if any(one.num_rows for one in self._tables):
+            group = pa.concat_tables(self._tables).combine_chunks()
+            self._writer.write_table(group, row_group_size=len(group))
+        self._tables = []
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if kind is not None:
@@ -222,6 +243,7 @@ class PartWriter:
             return
         with ExitStack() as ending:
             ending.push(self._file.__exit__)
+            self._write()
             self._writer.add_key_value_metadata({UNIT: self.done.to_json()})
             self._writer.close()
             _write_bad(self._folder, self._unit, self._bad)

@@ -18,15 +18,16 @@ class Progress:
     """The bar, and the count of it all; a context manager.
 
     Args:
-        rows: of the whole corpus.
+        rows, units: of the whole corpus.
         shown: whether there is a bar; None shows it on a terminal.
 
     Attributes:
         total: what came of the units that are done.
     """
 
-    def __init__(self, rows: int, shown: bool | None = None) -> None:
+    def __init__(self, rows: int, units: int, shown: bool | None = None) -> None:
         self.total = Total()
+        self._units = units
         self._rows, self._tokens = 0, 0
         self._began = time.monotonic()
         self._ended: float | None = None
@@ -70,10 +71,10 @@ class Progress:
                 self._bar.initial += done.seen
             self._show(done.seen)
             return
-        untold = self.total.rows + self.total.bad.total() + self.total.blank
-        untold -= self.total.found_rows + self._rows
-        if untold > 0:
-            self.rows(untold, self.total.tokens - self.total.found_tokens - self._tokens)
+        # What was not told; or was told twice, of a unit that somebody died over.
+        rows = self.total.rows + self.total.bad.total() + self.total.blank - self.total.found_rows
+        if rows > self._rows or self.total.units == self._units:
+            self.rows(rows - self._rows, self.total.tokens - self.total.found_tokens - self._tokens)
 
     def _show(self, rows: int) -> None:
         told = {"tokens/s": f"{self._tokens / max(self.seconds, 1e-3):,.0f}"}
@@ -122,9 +123,12 @@ def in_words(told: Mapping[str, Any]) -> str:
         f"{told['rows']:,} vectors in {told['out']}, {told['parts']:,} files of model "
         f"{told['model']} version {told['version']}",
         f"{told['tokens']:,} tokens; {told['truncated']:,} texts were cut",
-        f"{told['seconds']:,.1f} s: {told['rows_per_s']:,.0f} rows/s, "
-        f"{told['tokens_per_s']:,.0f} tokens/s",
     ]
+    if told["parts_of_before"] < told["parts"]:
+        lines.append(
+            f"{told['seconds']:,.1f} s: {told['rows_per_s']:,.0f} rows/s, "
+            f"{told['tokens_per_s']:,.0f} tokens/s"
+        )
     if told["parts_of_before"]:
         lines.append(f"{told['parts_of_before']:,} files were there already")
     if told["bad"]:

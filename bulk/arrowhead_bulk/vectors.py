@@ -67,13 +67,16 @@ class Model:
         except (EngineError, ArrowheadError, OSError) as error:
             raise BadModel(f"model {self.name!r} cannot be read: {error}") from error
 
-    def open(self) -> Embedding:
+    def open(self, info: ModelInfo) -> Embedding:
         """Opens it; takes a while.
+
+        Args:
+            info: what it is; of several versions that one is asked.
 
         Raises:
             BadModel: it is not there, or not sound.
         """
-        return self._remote() if self.endpoint else self._local()
+        return self._remote(info) if self.endpoint else self._local()
 
     def _folders(self) -> tuple[int, Path, Path]:
         """The version, and the folders of tokenizer and encoder."""
@@ -109,10 +112,9 @@ class Model:
 
         return Embedding(self.told(), opened, vectors, str(encoder.compute))
 
-    def _remote(self) -> Embedding:
+    def _remote(self, served: ModelInfo) -> Embedding:
         client = Client(self.endpoint, model=self.name, batch_size=100)
         try:
-            served = client.info()
             files = client.files(served)
             metadata = parse_metadata(files.metadata, "the served metadata.json")
             opened = Tokenizer.certified(files.tokenizer, metadata, "the served tokenizer.json")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,16 +16,17 @@ import pyarrow as pa
 
 from arrowhead_bulk import parts
 from arrowhead_bulk.corpus import Columns, Corpus, Unit
-from arrowhead_bulk.errors import BadModel
+from arrowhead_bulk.errors import BadCorpus, BadModel, BulkError
 from arrowhead_bulk.parts import Done, Folder, PartWriter
 from arrowhead_bulk.reading import TOO_LONG, BadRow, Batch, read
 from arrowhead_bulk.vectors import Embedding, Model
-from arrowhead_client import ModelInfo, Options
+from arrowhead_client import ModelInfo, Options, TimedOut, Unavailable
 from arrowhead_client._arrow import to_arrow
 
 T = TypeVar("T")
 Kind = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 KINDS = get_args(Kind)
+_PAUSES_S = (1.0, 5.0, 15.0)
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ class Task:
         told = {
             "fingerprint": self.info.fingerprint,
             "model": self.info.name,
-            "version": self.info.version,
             "dimension": self.info.dimension,
             "dimensions": self.options.dimensions or self.info.dimension,
             "precision": self.kind,
+            "computed_in": self.model.dtype,
             "prompt": self.prefix,
             "truncate": self.options.truncate,
             "normalize": self.options.normalize or self.info.normalize,
@@ -110,11 +112,23 @@ class Worker:
     def __call__(self, unit: Unit) -> Done:
         """Does a unit, unless that was done; safe to be called twice.
 
+        What may pass is tried again: a store or a server that does not answer for a moment.
+
         Raises:
-            BadCorpus: it cannot be read.
-            BadModel: the model cannot be opened, or is another.
+            BulkError: any of its kinds.
             ServerError: an endpoint's.
         """
+        for pause_s in _PAUSES_S:
+            try:
+                return self._done(unit)
+            except (OSError, Unavailable, TimedOut):
+                time.sleep(pause_s)
+        try:
+            return self._done(unit)
+        except OSError as error:
+            raise BulkError(f"{parts.name_of(unit)}: {error}") from error
+
+    def _done(self, unit: Unit) -> Done:
         for folder in (self._staging, self._out):
             if (done := parts.sound(folder, unit, self._schema, wholly=True)) is not None:
                 return done
@@ -122,14 +136,19 @@ class Worker:
             for batch, ids, truncated in self._one_ahead(self._tokenized(unit)):
                 table = self._table(batch, ids, truncated)
                 part.add(table, batch.bad, batch.blank)
-                self._on_batch(len(batch.texts) + len(batch.bad) + batch.blank, sum(map(len, ids)))
+                self._on_batch(len(batch), sum(map(len, ids)))
+            if part.done.seen != unit.rows:
+                raise BadCorpus(
+                    f"{parts.name_of(unit)}: {part.done.seen} rows were read, {unit.rows} were "
+                    "there when the job was planned"
+                )
         return part.done
 
     @property
     def embedding(self) -> Embedding:
         """The model; opened when it is needed, for a job that is done needs none."""
         if self._open is None:
-            self._open = self._task.model.open()
+            self._open = self._task.model.open(self._task.info)
             met, wanted = self._open.info.fingerprint, self._task.info.fingerprint
             if met != wanted:
                 raise BadModel(
@@ -161,19 +180,16 @@ class Worker:
         vectors = (
             self.embedding.vectors(ids) if ids else np.empty((0, task.info.dimension), np.float32)
         )
-        columns = {
-            parts.ID: batch.carried[task.columns.id or "row"],
+        kept = dict(zip(task.columns.carried, batch.carried, strict=True))
+        columns = kept | {
+            parts.ID: kept[task.columns.id]
+            if task.columns.id
+            else pa.array(batch.numbers, pa.int64()),
             parts.EMBEDDING: to_arrow(task.finished(vectors)),
             parts.TOKENS: pa.array(map(len, ids), pa.int32()),
             parts.TRUNCATED: pa.array(truncated, pa.bool_()),
         }
-        return pa.table(
-            [
-                columns[name] if name in columns else batch.carried[name]
-                for name in self._schema.names
-            ],
-            schema=self._schema,
-        )
+        return pa.table([columns[name] for name in self._schema.names], schema=self._schema)
 
     def _one_ahead(self, items: Iterator[T]) -> Iterator[T]:
         """The items, each made while the one before is used."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from arrowhead_bulk import corpus as corpus_module
 from arrowhead_bulk.corpus import Columns, Corpus, survey
 from arrowhead_bulk.errors import BadCorpus
-from arrowhead_bulk.reading import read
+from arrowhead_bulk.reading import BAD_ID, read
 
 from .conftest import texts, write_lines, write_parquet
 
@@ -48,8 +48,8 @@ def all_of(found: Corpus, columns: Columns = TEXT) -> tuple[list[str], list[int]
         seen = 0
         for batch in read(found, unit, columns):
             read_texts += batch.texts
-            rows += batch.carried["row"].to_pylist()
-            seen += len(batch.texts) + len(batch.bad) + batch.blank
+            rows += batch.numbers
+            seen += len(batch)
         assert seen == unit.rows
     return read_texts, rows
 
@@ -75,7 +75,8 @@ def test_every_row_is_in_one_unit(form: str, rows: int, small_units: int, tmp_pa
     found = survey([str(tmp_path)], TEXT)
     assert all_of(found) == (wanted, list(range(rows)))
     assert [unit.number for unit in found.units] == list(range(len(found.units)))
-    assert all(unit.rows <= small_units for unit in found.units)
+    sizes = [unit.rows for unit in found.units]
+    assert all(small_units <= size < 2 * small_units for size in sizes[:-1])
     assert found.rows == rows
 
 
@@ -152,7 +153,7 @@ def test_small_files_are_one_unit_and_large_groups_several(
 def test_units_grow_with_the_corpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(corpus_module, "ATOM_ROWS", 2)
     monkeypatch.setattr(corpus_module, "MOST_UNITS", 5)
-    write_parquet(tmp_path / "a.parquet", texts(99))
+    write_parquet(tmp_path / "a.parquet", texts(99), group=10)
     assert len(survey([str(tmp_path)], TEXT).units) == 5
     monkeypatch.setattr(corpus_module, "MOST_UNIT_ROWS", 8)
     assert max(unit.rows for unit in survey([str(tmp_path)], TEXT).units) == 8
@@ -172,7 +173,7 @@ def test_files_are_found_by_name_folder_and_pattern(tmp_path: Path) -> None:
     assert names("*/*.parquet") == ["in/c.parquet"]
     assert names("b.parquet", "a.parquet", "[ab].parquet") == ["a.parquet", "b.parquet"]
     for source in ("nothing.parquet", "*.csv", "notes.md", "missing/"):
-        with pytest.raises(BadCorpus, match=r"nothing there|wanted a name"):
+        with pytest.raises(BadCorpus, match=r"nothing there|notes.md: wanted"):
             names(source)
 
 
@@ -204,10 +205,10 @@ def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
     assert batch.texts == ["good", "grüße", ""]
     assert [(one.row, one.reason) for one in batch.bad] == [(1, "null"), (2, "not UTF-8")]
     assert batch.bad[1].detail == "byte 0 of 2 is 0xff"
-    assert batch.carried["row"].to_pylist() == [0, 3, 4]
+    assert batch.numbers == [0, 3, 4]
 
     lines = [
-        b'{"text": "good", "id": 1}',
+        *[b'{"text": "good", "id": 1}'] * 12,
         b'{"text": "of another id", "id": "x"}',
         b'{"text": 7, "id": 2}',
         b'{"id": 3}',
@@ -221,18 +222,18 @@ def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
     columns = Columns("text", "id")
     found = survey([str(tmp_path / "a.jsonl")], columns)
     (batch,) = read(found, found.units[0], columns)
-    assert batch.texts == ["good", "no id"]
-    assert batch.carried["id"].to_pylist() == [1, None]
-    assert sorted((one.row, one.reason) for one in batch.bad) == [
-        (1, "id or kept column"), (2, "not a string"), (3, "null"), (4, "unreadable row"),
-        (5, "unreadable row"), (6, "not UTF-8"), (7, "not UTF-8"),
+    assert batch.texts == ["good"] * 12
+    assert batch.carried[0].to_pylist() == [1] * 12
+    assert sorted((one.row - 11, one.reason) for one in batch.bad) == [
+        (1, BAD_ID), (2, "not a string"), (3, "null"), (4, "unreadable row"),
+        (5, "unreadable row"), (6, "not UTF-8"), (7, "not UTF-8"), (8, BAD_ID),
     ]  # fmt: skip
 
     (tmp_path / "a.csv").write_bytes(b'id,text\n1,good\n2,too,many\n3\n4,\xff\n\n5,"a ""b"""\n')
     found = survey([str(tmp_path / "a.csv")], columns)
     (batch,) = read(found, found.units[0], columns)
     assert batch.texts == ["good", 'a "b"']
-    assert batch.carried["id"].to_pylist() == ["1", "5"]
+    assert batch.carried[0].to_pylist() == ["1", "5"]
     assert sorted((one.row, one.reason) for one in batch.bad) == [
         (1, "unreadable row"), (2, "unreadable row"), (3, "not UTF-8"),
     ]  # fmt: skip
@@ -244,3 +245,102 @@ def test_a_file_that_changed_is_told(tmp_path: Path) -> None:
     write_parquet(path, texts(4))
     with pytest.raises(BadCorpus, match=r"has changed since the job began"):
         list(read(found, found.units[0], TEXT))
+
+
+def test_columns_of_json_lines_hold_what_there_is(tmp_path: Path) -> None:
+    columns = Columns("text", "id", ("tags", "size", "flag", "seldom"))
+    one = write_lines(tmp_path / "a.jsonl", [
+        {"text": "a", "id": 2**63 + 5, "tags": [], "size": 1, "flag": True},
+        {"text": "b", "id": 7, "tags": ["x"], "size": 2.5, "flag": None},
+    ])  # fmt: skip
+    write_lines(tmp_path / "b.jsonl", [{"text": "c", "id": 1, "tags": {"y": None}, "seldom": "é"}])
+    found = survey([str(tmp_path)], columns)
+    assert found.carried.types == [
+        pa.uint64(), pa.string(), pa.float64(), pa.bool_(), pa.string(),
+    ]  # fmt: skip
+    batches = [batch for unit in found.units for batch in read(found, unit, columns)]
+    assert [column.to_pylist() for column in batches[0].carried] == [
+        [2**63 + 5, 7, 1], ["[]", '["x"]', '{"y": null}'], [1.0, 2.5, None], [True, None, None],
+        [None, None, "é"],
+    ]  # fmt: skip
+    assert not batches[0].bad
+    one.write_text('{"text": "a"}\n')
+    with pytest.raises(BadCorpus, match=r"no column 'size'"):
+        survey([str(tmp_path)], columns)
+
+
+def test_a_row_without_an_id_is_a_bad_one(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", ["a", "b"], id=pa.array(["x", None]))
+    columns = Columns("text", "id")
+    found = survey([str(path)], columns)
+    (batch,) = read(found, found.units[0], columns)
+    assert (batch.texts, batch.bad[0][1:3]) == (["a"], (1, BAD_ID))
+
+
+def test_strings_of_all_kinds(small_units: int, tmp_path: Path) -> None:
+    kinds = [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+    for number, kind in enumerate([*kinds, pa.binary(), pa.binary_view()]):
+        values = pa.array(texts(5)).cast(kind)
+        write_parquet(tmp_path / f"{number}.parquet", values)
+    assert all_of(survey([str(tmp_path)], TEXT))[0] == texts(5) * 5
+    kept = pa.array(["a", "b", None]).cast(pa.string_view())
+    path = write_parquet(tmp_path / "kept" / "a.parquet", ["x", None, "z"], note=kept)
+    columns = Columns("text", None, ("note", "row"))
+    with pytest.raises(BadCorpus, match=r"no column 'row'"):
+        survey([str(path)], columns)
+    columns = Columns("text", None, ("note",))
+    found = survey([str(path)], columns)
+    (batch,) = read(found, found.units[0], columns)
+    assert batch.carried[0].to_pylist() == ["a", None]
+
+
+def test_what_is_too_large_is_a_bad_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from arrowhead_bulk import files, reading
+
+    monkeypatch.setattr(files, "MOST_LINE", 1000)
+    monkeypatch.setattr(files, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(reading, "MOST_LINE", 1000)
+    path = write_lines(tmp_path / "a.jsonl", [{"text": t} for t in ("a", "x" * 5000, "b")])
+    found = survey([str(path)], TEXT)
+    (batch,) = read(found, found.units[0], TEXT)
+    assert (batch.texts, batch.bad[0][1:3]) == (["a", "b"], (1, "unreadable row"))
+    was = csv.field_size_limit(1000)
+    try:
+        lines = ["text,n", "a,1", 'b"' + "y" * 5000 + ",2", "c,3"]
+        (tmp_path / "a.csv").write_text("\n".join(lines))
+        found = survey([str(tmp_path / "a.csv")], TEXT)
+        (batch,) = read(found, found.units[0], TEXT)
+    finally:
+        csv.field_size_limit(was)
+    assert batch.texts == ["a", "c"]
+    assert [one.reason for one in batch.bad] == ["unreadable row"]
+
+
+def test_large_texts_come_few_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from arrowhead_bulk import reading
+
+    monkeypatch.setattr(reading, "_STEP", 2)
+    monkeypatch.setattr(reading, "BATCH_CHARS", 1000)
+    path = write_parquet(tmp_path / "a.parquet", ["x" * 400] * 10)
+    found = survey([str(path)], TEXT)
+    assert [len(batch) for batch in read(found, found.units[0], TEXT)] == [4, 4, 2]
+
+
+def test_names_that_are_there_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,text\na,b\n")
+    with pytest.raises(BadCorpus, match=r"2 columns are called 'text'"):
+        survey([str(tmp_path / "a.csv")], TEXT)
+    table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(BadCorpus, match=r"2 columns are called 'text'"):
+        survey([str(tmp_path / "a.parquet")], TEXT)
+
+
+def test_a_file_uri_and_capitals(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.PARQUET", texts(3))
+    assert all_of(survey([f"file://{tmp_path}/a.PARQUET"], TEXT))[0] == texts(3)
+    lines = write_lines(tmp_path / "in" / "a.jsonl", [{"text": text} for text in texts(3)])
+    (tmp_path / "in" / "b.JSONL.GZ").write_bytes(gzip.compress(lines.read_bytes()))
+    assert all_of(survey([str(tmp_path / "in")], TEXT))[0] == texts(3) * 2
+    with pytest.raises(BadCorpus, match=r"\*\* is not known"):
+        survey([f"{tmp_path}/**/*.parquet"], TEXT)

