@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from arrowhead_bulk.corpus import MOST_UNITS
+from arrowhead_bulk.corpus import MOST_UNIT_ROWS
 from perf.report import head, table
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def page(results: BulkResults) -> str:
         ),
         "## On Ray",
         "One job each on a cluster of this machine alone. A worker computes with one thread, so "
-        "more of them than cores only share these. Rows a second are counted from the start of the "
-        "cluster on; PSS counts shared pages in parts.",
+        "more of them than cores only share these. Rows a second are with the start of the cluster, "
+        "units are of 256 rows; PSS counts shared pages in parts.",
         table(
             ["workers", "rows/s", "whole, s", "a worker, MB (PSS)", "all of Ray, MB (PSS)"],
             [
@@ -82,10 +82,10 @@ def page(results: BulkResults) -> str:
                     (f"output in {precision}, GB", f"{BILLION * size / 1e9:,.0f}")
                     for precision, size in results.bytes_a_row.items()
                 ),
-                ("files, and rows of each", f"{MOST_UNITS:,}, {BILLION / MOST_UNITS:,.0f}"),
+                (f"files, of {MOST_UNIT_ROWS:,} rows each", f"{BILLION / MOST_UNIT_ROWS:,.0f}"),
                 (
                     "seconds of one machine that a lost file costs",
-                    f"{BILLION / MOST_UNITS / ours.rows.median:,.0f}",
+                    f"{MOST_UNIT_ROWS / ours.rows.median:,.0f}",
                 ),
             ],
         ),

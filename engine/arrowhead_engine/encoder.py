@@ -90,9 +90,11 @@ class Encoder:
                 threads=threads,
             )
         else:
-            from arrowhead_engine.torch_engine import TorchEngine, torch  # a second and 200 MB
+            from arrowhead_engine.torch_engine import TorchEngine  # a second and 200 MB
 
             if threads is not None:
+                import torch
+
                 torch.set_num_threads(threads)
             self._engine = TorchEngine(weights, kind, config, modes, self.compute)
 
