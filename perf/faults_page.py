@@ -251,6 +251,7 @@ def _overload_lines(rounds: Sequence[Overload], what: str) -> Iterator[str]:
     before, most = found.memory_mb
     yield f"| memory of gateways and HAProxy, MB, before and at most | {before:,.0f}, {most:,.0f} |"
     yield f"| goals | {_goals(missed_overload(found))} |"
+    yield ""
 
 
 def _goals(missed: list[str]) -> str:
