@@ -46,7 +46,7 @@ def page(results: BulkResults) -> str:
         ),
         "## On Ray",
         "One job each on a cluster of this machine alone. A worker computes with one thread, so "
-        "more of them than cores only share these. Rows a second are with the start of the cluster, "
+        "more of them than cores only share these. Rows a second are with the cluster's start, "
         "units are of 256 rows; PSS counts shared pages in parts.",
         table(
             ["workers", "rows/s", "whole, s", "a worker, MB (PSS)", "all of Ray, MB (PSS)"],

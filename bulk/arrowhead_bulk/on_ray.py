@@ -18,10 +18,11 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # read when ray is import
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,8 +85,12 @@ class _Actor:
         self._worker = Worker(task, lambda rows, tokens: ledger.add.remote(rows, tokens))
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-        done = [self._worker(self._task.corpus.units[number]) for number in batch["unit"]]
-        return {"done": [one.to_json() for one in done]}
+        (number,) = batch["unit"]
+        try:
+            done = self._worker(self._task.corpus.units[number])
+        except (BulkError, ArrowheadError) as error:  # Ray would wrap it beyond recognition
+            return {"done": [""], "error": [str(error)]}
+        return {"done": [done.to_json()], "error": [""]}
 
 
 def run_on_ray(job: Job, cluster: Cluster, progress: Progress) -> dict[str, Any]:
@@ -93,7 +98,6 @@ def run_on_ray(job: Job, cluster: Cluster, progress: Progress) -> dict[str, Any]
 
     Raises:
         BulkError: a worker's, or `Stalled`.
-        ArrowheadError: an endpoint's.
     """
     with _connected(cluster.address):
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -132,12 +136,14 @@ def run_on_ray(job: Job, cluster: Cluster, progress: Progress) -> dict[str, Any]
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    ray.init(address=address or "local", log_to_driver=False, include_dashboard=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    # Ray prints on stdout who has died; that is where the report goes.
+    with redirect_stdout(sys.stderr):
+        ray.init(address=address or "local", log_to_driver=False, include_dashboard=False)
+        try:
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _watched(
@@ -150,8 +156,8 @@ def _watched(
         try:
             # Blocks as they come: looked ahead, one would be told when the next is there.
             for block in data.iter_batches(batch_size=None, prefetch_batches=0):
-                for told in block["done"]:
-                    found.put(Done.from_json(told))
+                for done, error in zip(block["done"], block["error"], strict=True):
+                    found.put(BulkError(error) if error else Done.from_json(done))
             found.put(None)
         except BaseException as error:  # noqa: BLE001 (told by whoever waits)
             found.put(error)
@@ -176,18 +182,8 @@ def _watched(
         alive_at = time.monotonic()
         if one is None:
             return
+        if isinstance(one, RayError):
+            raise BulkError(f"Ray failed: {' '.join(str(one).split())[-500:]}") from one
         if isinstance(one, BaseException):
-            raise _own(one)
+            raise one
         yield one
-
-
-def _own(error: BaseException) -> BaseException:
-    """Our own error in what Ray wrapped it in."""
-    met: BaseException | None = error
-    while met is not None:
-        if isinstance(met, (BulkError, ArrowheadError)):
-            return met
-        met = getattr(met, "cause", None) or met.__cause__
-    if isinstance(error, RayError):
-        return BulkError(f"Ray failed: {' '.join(str(error).split())[-500:]}")
-    return error

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from arrowhead_bulk.errors import BadModel, Stalled
-from arrowhead_bulk.job import Wish, planned
-from arrowhead_bulk.progress import Progress
-from arrowhead_bulk.vectors import Model
+from arrowhead_bulk.job import Wish
 
 from .conftest import texts, vectors_of, write_parquet
 from .test_job import DRIVER, run
@@ -158,26 +155,38 @@ def test_a_killed_driver_is_gone_on_with(
     assert whole(driver(), tmp_path)["parts_of_before"] >= 4
 
 
+def command(source: Path, repository: Path, out: Path, *more: str) -> tuple[int, str]:
+    """What it ends with, and what it says, on a cluster of its own."""
+    arguments = [
+        sys.executable, "-c", DRIVER, "bulk", "embed", str(source), "--ray", f"--out={out}",
+        f"--repository={repository}", *more,
+    ]  # fmt: skip
+    run = subprocess.run(arguments, capture_output=True, text=True, timeout=240)
+    return run.returncode, run.stderr
+
+
 @pytest.mark.timeout(600)
 def test_a_job_that_does_nothing_ends_and_goes_on(
-    wish: Callable[..., Wish], source: Path, small_units: int, tmp_path: Path
+    source: Path, minilm_repository: Path, tmp_path: Path
 ) -> None:
-    from arrowhead_bulk.on_ray import Cluster, run_on_ray
-
-    model = replace(wish(source).model, threads=999)  # no node has as many CPUs
-    told = pytest.raises(Stalled, match=r"no row was embedded for 5 s.*run the same command")
-    with planned(wish(source, model=model)) as job, told:
-        run_on_ray(job, Cluster(stall_s=5.0), Progress(ROWS, 9, False))
-    assert run(wish(source))["rows"] == ROWS
+    out = tmp_path / "vectors"
+    no_node_has_so_many = ("--threads=999", "--stall-after=8")
+    code, told = command(source, minilm_repository, out, *no_node_has_so_many)
+    assert code == 1
+    assert "arrowhead: no row was embedded for 8 s" in told
+    assert not out.exists()
+    assert command(source, minilm_repository, out)[0] == 0
+    assert vectors_of(out)["id"].to_pylist() == list(range(ROWS))
 
 
 @pytest.mark.timeout(600)
 def test_a_workers_error_is_told_as_it_is(
-    wish: Callable[..., Wish], source: Path, tmp_path: Path
+    source: Path, minilm_repository: Path, tmp_path: Path
 ) -> None:
-    from arrowhead_bulk.on_ray import Cluster, run_on_ray
-
-    with planned(wish(source)) as job:
-        job.task = replace(job.task, model=Model("minilm", str(tmp_path / "away"), 1))
-        with pytest.raises(BadModel, match=r"cannot be opened"):
-            run_on_ray(job, Cluster(), Progress(ROWS, 1, False))
+    repository = shutil.copytree(minilm_repository, tmp_path / "models")
+    weights = repository / "minilm_encoder" / "1" / "weights.parquet"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    code, told = command(source, repository, tmp_path / "vectors")
+    assert code == 1
+    assert "arrowhead: model 'minilm' cannot be opened" in told
+    assert not (tmp_path / "vectors").exists()
