@@ -35,7 +35,7 @@ check: $(READY)  ## Lint, layers and types; changes no file
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/mypy client engine conversion server scripts perf deploy hatch_build.py
+	@$(BIN)/mypy bulk client engine conversion server scripts perf deploy hatch_build.py
 	@for f in model_repository/*/1/model.py; do $(BIN)/mypy $$f || exit 1; done
 
 test: check  ## Everything: checks, unit tests and the end-to-end tests against a real Triton
@@ -64,6 +64,9 @@ gpu: $(MODEL)  ## Measure encoder and server on a GPU: perf/results/gpu.md (ARGS
 
 search: $(MODEL)  ## What an index finds, and how quickly: perf/results/search.md (ARGS="--retrieval DIR")
 	@$(BIN)/python -m perf.search $(ARGS)
+
+bulk: $(MODEL)  ## Rows a second of a corpus, beside sentence-transformers: perf/results/bulk.md (ARGS="--quick")
+	@$(BIN)/python -m perf.bulk $(ARGS)
 
 sizing: $(READY)  ## How many servers, and what happens to a fleet: perf/results/sizing.md (simulated)
 	@$(BIN)/python -m perf.sizing $(ARGS)

@@ -26,6 +26,7 @@ class Command(NamedTuple):
 
 # Names only: the client imports none of the packages that these commands come from.
 COMMANDS = {
+    "bulk": Command("arrowhead_bulk.command:bulk", "bulk", "Embed a corpus of files."),
     "configure": Command(
         "arrowhead_conversion.registry_commands:configure", "convert", "Set how a model is served."
     ),

@@ -2,6 +2,7 @@
 """Documents out of files: Parquet, JSON lines, CSV, or a folder of text.
 
     Parquet, JSON lines, CSV    a row is a document; columns are its id, its text and its fields
+    what `arrowhead bulk` made  likewise, and its vector is known
     .txt, .md                   a file is a document; its id is its path within the folder
 
 Read as a stream: of a file of any size, a few thousand rows are held.
@@ -9,11 +10,13 @@ Read as a stream: of a file of any size, a few thousand rows are held.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -26,6 +29,7 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON = (".jsonl", ".ndjson")
 _BLOCK_BYTES = 16 << 20  # the longest row; types are told from the first block
 _TEXTS = (".txt", ".md")
+_SUCCESS, _JOB = "_SUCCESS", "_job.json"  # of a folder that `arrowhead bulk` has finished
 _WANTED = "wanted .parquet, .jsonl, .csv, .tsv, or a folder of .txt and .md"
 
 
@@ -52,12 +56,16 @@ class Corpus:
         Raises:
             InvalidInput: a file cannot be read, or a row has no id or no text; says where.
         """
+        if self.is_embedded:
+            return self._embedded()
         if self.source.is_dir() or self._ending in _TEXTS:
             return self._files()
         return (self._document(place, row) for place, row in self._rows())
 
     def __length_hint__(self) -> int:
         """How many there are, or 0 where that would take reading them."""
+        if self.is_embedded:
+            return sum(int(pq.read_metadata(part).num_rows) for part in self._parts())
         if self.source.is_dir():
             return sum(1 for _ in _text_files(self.source))
         if self._ending == ".parquet":
@@ -66,6 +74,53 @@ class Corpus:
             except (OSError, pa.ArrowException):
                 return 0  # reading it will say why
         return 0
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is a folder that `arrowhead bulk embed` has finished."""
+        return (self.source / _SUCCESS).exists() and (self.source / _JOB).exists()
+
+    def check_vectors(self, fingerprint: str, prompt: str) -> None:
+        """Refuses vectors that an index of that model cannot hold.
+
+        Args:
+            fingerprint: of the model; see `ModelInfo`.
+            prompt: what an index puts in front of its documents.
+
+        Raises:
+            InvalidInput: they are of another model, were cut or quantised, or made of something
+                else than the documents.
+        """
+        for part in self._parts():
+            told = _told(part)
+            wanted: dict[str, tuple[object, ...]] = {
+                "fingerprint": (fingerprint,),
+                "dimensions": (told.get("dimension"),),
+                "precision": ("float32", "float16"),
+                "prompt": (prompt,),
+            }
+            for name, values in wanted.items():
+                if told.get(name) not in values:
+                    raise InvalidInput(
+                        f"{part} has vectors of {name} {told.get(name)!r}; an index of this model "
+                        f"wants {' or '.join(map(repr, values))}: run `arrowhead bulk embed` so"
+                    )
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.source.glob("part-*.parquet"))
+
+    def _embedded(self) -> Iterator[Document]:
+        for part in self._parts():
+            for place, row in parquet_rows(part):
+                vector = np.asarray(row.pop("embedding", None), np.float32)
+                for name in ("tokens", "truncated"):
+                    row.pop(name, None)
+                if missing := [name for name in self.text if name not in row]:
+                    raise InvalidInput(
+                        f"{part}: no column {missing[0]!r}: run `arrowhead bulk embed` with "
+                        f"--keep {missing[0]}, for hits show their text; --text chooses another"
+                    )
+                yield self._document(place, row)._replace(vector=vector)
 
     @property
     def _ending(self) -> str:
@@ -147,6 +202,15 @@ class Corpus:
             yield Document(file.relative_to(folder).as_posix(), text)
         if empty:
             raise InvalidInput(f"{self.source} holds no .txt and no .md: {_WANTED}")
+
+
+def _told(part: Path) -> dict[str, Any]:
+    """What a file of `arrowhead bulk embed` says of its vectors."""
+    try:
+        found: dict[str, Any] = json.loads(pq.read_schema(part).metadata[b"arrowhead"])
+        return found
+    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
+        raise InvalidInput(f"{part} is none of `arrowhead bulk embed`: {error}") from error
 
 
 def _text_files(folder: Path) -> Iterator[Path]:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from tqdm import tqdm
 
@@ -58,11 +59,14 @@ class Document(NamedTuple):
         fields: what else is known of it, by name: strings, numbers, booleans, dates, lists of
             these, or None. A filter may ask for them; each hit brings them. Decimals are kept as
             float64. The first value of a name that tells a type decides on that of the others.
+        vector: float [D] of the whole text, where it was made before by the index's model, as
+            `arrowhead bulk embed` does; then the text is one passage, and nothing is embedded.
     """
 
     id: str
     text: str
     fields: Mapping[str, Any] = MappingProxyType({})
+    vector: npt.NDArray[Any] | None = None
 
 
 class Hit(NamedTuple):
@@ -231,7 +235,7 @@ class Index:
     def _add(self, batch: Mapping[str, Document], bar: tqdm[Any]) -> int:
         """One commit; how many documents it changed."""
         prompt = Options(input_type="document").prefix(self._client.prompts(), "") or ""
-        hashes = {name: _hash(prompt + document.text) for name, document in batch.items()}
+        hashes = {name: _hash(prompt, document) for name, document in batch.items()}
         known = self._store.fields
         fields, added = self._fields(batch)
         wanted = {row.pop(ID): row for row in fields.to_pylist()}
@@ -248,7 +252,7 @@ class Index:
         kept = [name for name in changed if name not in new]
         rows = pa.concat_tables(
             [
-                self._embedded({name: batch[name].text for name in new}, prompt, hashes, bar),
+                self._embedded({name: batch[name] for name in new}, prompt, hashes, bar),
                 self._store.rows(kept, OWN),
             ],
             promote_options="permissive",
@@ -277,17 +281,28 @@ class Index:
         return pa.table(columns), added
 
     def _embedded(
-        self, texts: Mapping[str, str], prompt: str, hashes: Mapping[str, bytes], bar: tqdm[Any]
+        self,
+        documents: Mapping[str, Document],
+        prompt: str,
+        hashes: Mapping[str, bytes],
+        bar: tqdm[Any],
     ) -> pa.Table:
         """The rows, without fields, of the passages of these documents, by id."""
+        given = {n: d.vector for n, d in documents.items() if d.vector is not None}
+        texts = {name: one.text for name, one in documents.items() if name not in given}
         passages = split(self._client, list(texts.values()), prompt)
+        passages += [[documents[name].text] for name in given]
         flat = [one for several in passages for one in several]
-        names = [name for name, several in zip(texts, passages, strict=True) for _ in several]
+        names = [
+            name for name, several in zip([*texts, *given], passages, strict=True) for _ in several
+        ]
         vectors = [np.empty((0, self._description.dimension), np.float32)]
-        for start in range(0, len(flat), _STEP):
-            step = flat[start : start + _STEP]
+        end = len(flat) - len(given)
+        for start in range(0, end, _STEP):
+            step = flat[start : min(start + _STEP, end)]
             vectors.append(self._client.embed(step, prompt=prompt, progress=False))
             bar.set_postfix_str(f"passage {start + len(step)} of {len(flat)}")
+        vectors += [self._given(name, vector) for name, vector in given.items()]
         return pa.table(
             {
                 ID: pa.array(names, pa.string()),
@@ -299,6 +314,16 @@ class Index:
                 VECTOR: to_arrow(np.concatenate(vectors)),
             }
         )
+
+    def _given(self, name: str, vector: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """[1, D] of a vector that a document brought."""
+        found = np.asarray(vector, np.float32)
+        if found.shape != (self._description.dimension,) or not np.isfinite(found).all():
+            raise InvalidInput(
+                f"document {name!r:.80}: a vector of shape {found.shape}: wanted "
+                f"({self._description.dimension},), all finite"
+            )
+        return found[None]
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[tuple[dict[str, Document], int]]:
@@ -320,7 +345,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[tuple[dict[str, Document
 
 def _check(document: Document) -> None:
     """Refuses what cannot be stored, before anything of its batch is embedded."""
-    name, text, fields = document
+    name, text, fields, _ = document
     if not (isinstance(name, str) and isinstance(text, str) and isinstance(fields, Mapping)):
         raise InvalidInput(
             f"document {name!r:.80} with text {text!r:.40} and fields {fields!r:.40}: wanted two "
@@ -354,8 +379,11 @@ def _is_name(field: object) -> bool:
     )
 
 
-def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
+def _hash(prompt: str, document: Document) -> bytes:
+    """Of what decides on a document's passages and their vectors."""
+    given = b"" if document.vector is None else document.vector.tobytes()
+    told = (prompt + document.text).encode() + given
+    return hashlib.blake2b(told, digest_size=HASH_BYTES).digest()
 
 
 def _hit(row: dict[str, Any], query: str) -> Hit:

@@ -15,6 +15,7 @@ import click
 
 from arrowhead_client import Client
 from arrowhead_client._errors import IndexNotFound
+from arrowhead_client._options import Options
 from arrowhead_client._store import Store
 from arrowhead_client.commands import RETRIES, url_option
 from arrowhead_client.corpora import Corpus
@@ -89,7 +90,8 @@ def build(
 
     SOURCE is a file of rows (.parquet, .jsonl, .csv, .tsv), of which --id and --text choose the
     columns and the others become fields for `search --where`; or a folder of .txt and .md files,
-    whose paths are their ids. Long texts are kept as several passages.
+    whose paths are their ids. Long texts are kept as several passages. Or it is what `arrowhead
+    bulk embed --keep text` made: then nothing is embedded, and a row is one passage.
 
     Run it again after it was interrupted, or when SOURCE has changed: a text that is in the index
     is not embedded again. Documents that SOURCE has no longer stay; `arrowhead index delete`
@@ -99,6 +101,7 @@ def build(
     Examples:
       arrowhead index build notes/
       arrowhead index build papers.parquet --id doi --text title --text abstract --field year
+      arrowhead index build vectors/
     """  # noqa: D301
     corpus = Corpus(source, name, text, fields or None)
     next(iter(corpus), None)  # what cannot be read must not leave an empty index
@@ -111,7 +114,7 @@ def build(
             built = Index.open(path, client)
         except IndexNotFound:
             built = Index.create(path, client)
-        _add(built, corpus, as_json)
+        _add(built, corpus, client, as_json)
 
 
 @index.command()
@@ -137,7 +140,8 @@ def add(
       arrowhead index add more.jsonl
     """  # noqa: D301
     with Client(url, model=_model(path), retries=RETRIES) as client:
-        _add(Index.open(path, client), Corpus(source, name, text, fields or None), as_json)
+        corpus = Corpus(source, name, text, fields or None)
+        _add(Index.open(path, client), corpus, client, as_json)
 
 
 @index.command()
@@ -230,7 +234,10 @@ def _model(path: Path) -> str:
     return Store.open(path).description.model
 
 
-def _add(built: Index, corpus: Corpus, as_json: bool) -> None:
+def _add(built: Index, corpus: Corpus, client: Client, as_json: bool) -> None:
+    if corpus.is_embedded:
+        prompt = Options(input_type="document").prefix(client.prompts(), client.model)
+        corpus.check_vectors(client.info().fingerprint, prompt or "")
     changed = built.add(corpus)
     told = {"index": str(built.path), "changed": changed, "documents": len(built)}
     if as_json:

@@ -55,6 +55,7 @@ class Encoder:
         dtype: str = "auto",
         engine: str = "auto",
         shared: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
     ) -> None:
         kind = architecture(spec.architecture)
         modes = poolings(spec.pooling)
@@ -86,10 +87,15 @@ class Encoder:
                 modes,
                 self.compute.dtype,
                 shared=None if shared is None else Path(shared),
+                threads=threads,
             )
         else:
             from arrowhead_engine.torch_engine import TorchEngine  # a second and 200 MB
 
+            if threads is not None:
+                import torch
+
+                torch.set_num_threads(threads)
             self._engine = TorchEngine(weights, kind, config, modes, self.compute)
 
     @classmethod
@@ -101,6 +107,7 @@ class Encoder:
         dtype: str = "auto",
         engine: str = "auto",
         shared: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
     ) -> Encoder:
         """Maps a weight file and builds its network; `verify` proves it.
 
@@ -111,6 +118,7 @@ class Encoder:
             engine: "auto", "native" or "torch".
             shared: a folder of the user's own, for processes to share the memory that the native
                 engine lays weights out in (panels.py).
+            threads: that compute on the CPU; None: as many as the process may keep busy.
 
         Raises:
             FileNotFoundError: no such file.
@@ -120,7 +128,15 @@ class Encoder:
         """
         weights = WeightFile.open(path)
         spec = ModelSpec.from_metadata(weights.metadata)
-        return cls(weights, spec, device=device, dtype=dtype, engine=engine, shared=shared)
+        return cls(
+            weights,
+            spec,
+            device=device,
+            dtype=dtype,
+            engine=engine,
+            shared=shared,
+            threads=threads,
+        )
 
     def verify(self) -> None:
         """Proves that the file is as it was written and that this machine computes it right.

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a unit, some thousand at a time: those that can be embedded, and those that cannot.
+
+Every row is accounted for: it is among the texts of a batch, among its bad rows, or a blank line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from arrowhead_bulk.corpus import Columns, Corpus, Piece, Unit
+from arrowhead_bulk.errors import BadCorpus
+from arrowhead_bulk.files import MOST_LINE, File, Lines, read_rows
+
+BATCH_ROWS, BATCH_CHARS = 2048, 16_000_000
+NULL, NOT_UTF8, NOT_TEXT, UNREADABLE, BAD_ID, BAD_COLUMN, TOO_LONG = (
+    "null",
+    "not UTF-8",
+    "not a string",
+    "unreadable row",
+    "no id, or of another type",
+    "kept column of another type",
+    "too long",
+)
+_STEP = 256  # rows that are taken from a file at once: one may have megabytes
+_MOST_TOLD = 200  # characters of what was wrong
+
+
+class BadRow(NamedTuple):
+    """A row that is not embedded.
+
+    Attributes:
+        file: where it is.
+        row: its number in that file, from 0.
+        reason: one of a few; they are counted.
+        detail: what was met.
+    """
+
+    file: str
+    row: int
+    reason: str
+    detail: str
+
+
+class _Bad(NamedTuple):
+    """Why a row is none."""
+
+    reason: str
+    detail: str
+
+
+_Row: TypeAlias = "dict[str, Any] | _Bad | None"  # None: a blank line
+
+
+@dataclass
+class Batch:
+    """Some rows of a unit.
+
+    Attributes:
+        texts: of N rows.
+        places: file and number within it, of each of them.
+        numbers: of each, in the corpus.
+        carried: N values of each of `Columns.carried`.
+        bad: those that are none of the N.
+        blank: how many lines hold nothing.
+    """
+
+    texts: list[str]
+    places: list[tuple[str, int]]
+    numbers: list[int]
+    carried: list[pa.Array]
+    bad: list[BadRow] = field(default_factory=list)
+    blank: int = 0
+
+    def __len__(self) -> int:
+        """How many rows it accounts for."""
+        return len(self.texts) + len(self.bad) + self.blank
+
+    def without(self, rows: Mapping[int, BadRow]) -> Batch:
+        """The same, with some of the N rows among the bad ones."""
+        if not rows:
+            return self
+        kept = [row for row in range(len(self.texts)) if row not in rows]
+        places = pa.array(kept, pa.int64())
+        return Batch(
+            [self.texts[row] for row in kept],
+            [self.places[row] for row in kept],
+            [self.numbers[row] for row in kept],
+            [column.take(places) for column in self.carried],
+            self.bad + list(rows.values()),
+            self.blank,
+        )
+
+
+def read(corpus: Corpus, unit: Unit, columns: Columns) -> Iterator[Batch]:
+    """The unit's rows, in order; of small pieces together, of large texts fewer.
+
+    Raises:
+        BadCorpus: a file is not what it was when the job was planned.
+        OSError: it cannot be read.
+    """
+    some, chars = list[Batch](), 0
+    for batch in _pieces(corpus, unit, columns):
+        some.append(batch)
+        chars += sum(map(len, batch.texts))
+        if chars >= BATCH_CHARS or sum(map(len, some)) >= BATCH_ROWS:
+            yield _together(some)
+            some, chars = [], 0
+    if some:
+        yield _together(some)
+
+
+def _together(some: Sequence[Batch]) -> Batch:
+    return Batch(
+        [text for one in some for text in one.texts],
+        [place for one in some for place in one.places],
+        [number for one in some for number in one.numbers],
+        [pa.concat_arrays(column) for column in zip(*(one.carried for one in some), strict=True)],
+        [row for one in some for row in one.bad],
+        sum(one.blank for one in some),
+    )
+
+
+def _pieces(corpus: Corpus, unit: Unit, columns: Columns) -> Iterator[Batch]:
+    where = corpus.filesystem
+    for piece in unit.pieces:
+        file = corpus.files[piece.file]
+        info = where.get_file_info(file.path)
+        if (info.size, int(info.mtime_ns or 0)) != (file.size, file.modified_ns):
+            raise BadCorpus(
+                f"{file.path} has changed since the job began: put it back, or begin anew with "
+                "--restart"
+            )
+        rows = _of_parquet if file.format == "parquet" else _of_text
+        try:
+            yield from rows(corpus, piece, columns)
+        except pa.ArrowException as error:
+            raise BadCorpus(f"{file.path} cannot be read: {error}") from error
+
+
+def _of_parquet(corpus: Corpus, piece: Piece, columns: Columns) -> Iterator[Batch]:
+    file = corpus.files[piece.file]
+    with corpus.filesystem.open_input_file(file.path) as source:
+        # As a stream: whole columns of a group would be gigabytes.
+        parquet = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
+        sizes = [parquet.metadata.row_group(group).num_rows for group in range(piece.end)]
+        to_skip = piece.first - sum(sizes[: piece.start])
+        row, end = piece.first, piece.first + piece.rows
+        for rows in parquet.iter_batches(
+            _STEP,
+            row_groups=list(range(piece.start, piece.end)),
+            columns=list(dict.fromkeys([columns.text, *columns.carried])),
+        ):
+            skipped = min(to_skip, rows.num_rows)  # of another unit
+            to_skip -= skipped
+            own = rows.slice(skipped, end - row)
+            if own.num_rows:
+                kept = [own[one.name].cast(one.type) for one in corpus.carried]
+                numbers = range(row, row + own.num_rows)
+                yield _checked(file, numbers, _bytes(own[columns.text]), kept, columns)
+                row += own.num_rows
+            if row == end:
+                return
+
+
+def _bytes(texts: pa.Array) -> list[bytes | None]:
+    """As they are: nobody has proved that they are UTF-8."""
+    if pa.types.is_dictionary(texts.type):
+        texts = texts.dictionary_decode()
+    found: list[bytes | None] = texts.cast(pa.large_binary()).to_pylist()
+    return found
+
+
+def _checked(
+    file: File,
+    rows: Sequence[int],
+    values: Sequence[bytes | None],
+    carried: Sequence[pa.Array],
+    columns: Columns,
+) -> Batch:
+    """The batch of these rows of a file, those that cannot be embedded among the bad ones."""
+    ids = carried[0] if columns.id else None
+    texts, bad = list[str](), dict[int, BadRow]()
+    for place, (row, value) in enumerate(zip(rows, values, strict=True)):
+        text = ""
+        if value is None:
+            bad[place] = BadRow(file.path, row, NULL, "")
+        elif ids is not None and not ids[place].is_valid:
+            bad[place] = BadRow(file.path, row, BAD_ID, "null")
+        else:
+            try:
+                text = value.decode()
+            except UnicodeDecodeError as error:
+                met = f"byte {error.start} of {len(value)} is 0x{value[error.start]:02x}"
+                bad[place] = BadRow(file.path, row, NOT_UTF8, met)
+        texts.append(text)
+    return Batch(
+        texts,
+        [(file.path, row) for row in rows],
+        [file.first + row for row in rows],
+        list(carried),
+    ).without(bad)
+
+
+def _of_text(corpus: Corpus, piece: Piece, columns: Columns) -> Iterator[Batch]:
+    file = corpus.files[piece.file]
+    rows = _json(corpus, file, piece) if file.format == "json" else _csv(corpus, file, piece)
+    numbered = enumerate(rows, piece.first)
+    while some := list(islice(numbered, _STEP)):
+        yield _fitting(file, some, columns, corpus.carried)
+
+
+def _json(corpus: Corpus, file: File, piece: Piece) -> Iterator[_Row]:
+    lines = Lines(corpus.filesystem, file, piece.start, piece.end)
+    for line in islice(lines, piece.rows):
+        if not line.strip():
+            yield None
+            continue
+        try:
+            row = json.loads(line) if len(line) <= MOST_LINE else None
+        except UnicodeDecodeError as error:
+            yield _Bad(NOT_UTF8, str(error))
+        except (ValueError, RecursionError) as error:
+            yield _Bad(UNREADABLE, str(error))
+        else:
+            is_row = isinstance(row, dict)
+            met = type(row).__name__ if len(line) <= MOST_LINE else f"over {MOST_LINE:,} bytes"
+            yield row if is_row else _Bad(UNREADABLE, f"{met}, wanted an object")
+
+
+def _csv(corpus: Corpus, file: File, piece: Piece) -> Iterator[_Row]:
+    found = read_rows(corpus.filesystem, file, piece.start, piece.end)
+    rows = (row for row, _ in found if row != [])
+    for row in islice(rows, piece.rows):
+        if row is None:
+            yield _Bad(UNREADABLE, "no CSV")
+        elif len(row) != len(file.names):
+            yield _Bad(UNREADABLE, f"{len(row)} columns, wanted {len(file.names)}")
+        else:
+            yield dict(zip(file.names, row, strict=True))
+
+
+def _fitting(
+    file: File, rows: Sequence[tuple[int, _Row]], columns: Columns, carried: pa.Schema
+) -> Batch:
+    """What of these rows can be embedded, with their columns in the types of the corpus."""
+    good, kept, bad, blank = list[tuple[int, bytes]](), list[list[Any]](), list[BadRow](), 0
+    for number, row in rows:
+        if row is None:
+            blank += 1
+            continue
+        values, text = list[Any](), None
+        if isinstance(row, _Bad):
+            why: _Bad | None = row
+        elif (text := row.get(columns.text)) is None:
+            why = _Bad(NULL, "")
+        elif not isinstance(text, str):
+            why = _Bad(NOT_TEXT, f"a {type(text).__name__}")
+        else:
+            values = [_as(row.get(one.name), one.type) for one in carried]
+            why = next((value for value in values if isinstance(value, _Bad)), None)
+            if why is not None and isinstance(values[0], _Bad) and columns.id:
+                why = _Bad(BAD_ID, why.detail)
+        if why is None and isinstance(text, str):
+            good.append((number, _raw(text)))
+            kept.append(values)
+        elif why is not None:
+            bad.append(BadRow(file.path, number, why.reason, why.detail[:_MOST_TOLD]))
+    batch = _checked(
+        file,
+        [number for number, _ in good],
+        [text for _, text in good],
+        [pa.array([one[n] for one in kept], each.type) for n, each in enumerate(carried)],
+        columns,
+    )
+    batch.bad += bad
+    batch.blank = blank
+    return batch
+
+
+def _raw(text: str) -> bytes:
+    """The bytes that a text was: surrogates stand for those of CSV that were no UTF-8."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # JSON may write others, which have no bytes
+        return text.encode("utf-8", "surrogatepass")
+
+
+def _as(value: Any, kind: pa.DataType) -> Any:
+    """A value of JSON or CSV as one of the column's type; strings hold all there is, as JSON."""
+    if value is None:
+        return None
+    if kind == pa.string():
+        told = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        try:
+            told.encode()
+        except UnicodeEncodeError as error:
+            return _Bad(BAD_COLUMN, f"no UTF-8: {error.reason}")
+        return told
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if pa.types.is_boolean(kind):
+        fits = isinstance(value, bool)
+    elif pa.types.is_floating(kind):
+        fits = is_number and (isinstance(value, float) or abs(value) <= 2**53)
+    else:
+        low, high = (0, 2**64) if kind == pa.uint64() else (-(2**63), 2**63)
+        fits = is_number and isinstance(value, int) and low <= value < high
+    return value if fits else _Bad(BAD_COLUMN, f"{value!r:.80}, wanted {kind}")

