@@ -25,7 +25,7 @@ from arrowhead_client import ArrowheadError, AsyncClient
 from deploy.stack import Stack
 from perf.quality import engine_vectors
 from perf.stats import Vectors
-from perf.texts import Texts
+from perf.texts import Texts, blanks
 
 # From the engine's own vector, which has length 1: less is a cosine of 0.9999 and the right length.
 # MiniLM is nearer in any dtype but int8.
@@ -83,12 +83,11 @@ WRONG = "wrong vectors"
 
 
 _UNSEEN = itertools.count(1)  # of this process: what one scene has asked, caches know in the next
-_BLANKS = str.maketrans("01", " \t")
 
 
 def unseen(text: str) -> str:
     """A text as no cache knows it: blanks behind it change its bytes, and not its tokens."""
-    return text + f"{next(_UNSEEN):b}".translate(_BLANKS)
+    return text + blanks(next(_UNSEEN))
 
 
 class Requests:

@@ -33,7 +33,7 @@ from perf.profile_server import zipf_ranks
 from perf.quality import engine_vectors
 from perf.server import MODEL
 from perf.stats import Vectors
-from perf.texts import Texts
+from perf.texts import Texts, blanks
 
 LEAST_COSINE = 0.9999  # with the engine's own vector; of other texts it is below 0.95
 LIST = 32
@@ -138,13 +138,8 @@ class TextPool:
             marks = range(self._given, self._given + len(places))
             self._given += len(places)
         every = self._short + self._long
-        texts = [every[place] + _blanks(mark) for place, mark in zip(places, marks, strict=True)]
+        texts = [every[place] + blanks(mark) for place, mark in zip(places, marks, strict=True)]
         return Asked(texts, self._vectors[places])
-
-
-def _blanks(number: int) -> str:
-    """A number as blanks and tabs."""
-    return format(number, "b").replace("0", " ").replace("1", "\t")
 
 
 @dataclass

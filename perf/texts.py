@@ -86,6 +86,11 @@ class Texts:
                 return text
 
 
+def blanks(number: int) -> str:
+    """A number as blanks and tabs: behind a text they change its bytes, and not its tokens."""
+    return format(number, "b").replace("0", " ").replace("1", "\t")
+
+
 def of_tokens(tokens: int) -> Callable[[Texts], str]:
     """Makes texts of exactly so many tokens, [CLS] and [SEP] included."""
     return lambda texts: texts.of_words(tokens - 2)
