@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A job: planned, done unit by unit, verified, published; and gone on with after anything.
 
-    OUT.staging does not exist   `plan` makes it, with `_job.json`: the corpus, its cut, the model
-    units are done               each appears in OUT.staging as one file (work.py)
-    `publish`                    all files are looked at, counted, and OUT.staging becomes OUT
+    `planned`         makes .OUT.staging, with `_job.json`, which names the job
+    units are done    each appears there as one file (work.py)
+    `publish`         all files are looked at, counted, and .OUT.staging becomes OUT
 
 `_SUCCESS` in OUT tells that all is there. On one filesystem OUT appears at one moment; an object
 store knows no such moment, so there `_SUCCESS` comes last, and readers wait for it.
@@ -31,8 +31,9 @@ from arrowhead_bulk.parts import Done, Folder
 from arrowhead_bulk.vectors import Model
 from arrowhead_bulk.work import Kind, Task
 from arrowhead_client import InvalidInput, Options
+from arrowhead_client._bulk_format import JOB, SUCCESS
 
-PLAN, SUCCESS, REPORT = "_job.json", "_SUCCESS", "_report.json"
+REPORT = "_report.json"
 _LOOKS_AT_ONCE = 16
 
 
@@ -76,6 +77,21 @@ class Total:
     found_rows: int = 0
     found_tokens: int = 0
 
+    @property
+    def seen(self) -> int:
+        """Rows of these units, whatever became of them."""
+        return self.rows + self.bad.total() + self.blank
+
+    @property
+    def own_rows(self) -> int:
+        """Those of them that were not done before."""
+        return self.seen - self.found_rows
+
+    @property
+    def own_tokens(self) -> int:
+        """The tokens of these."""
+        return self.tokens - self.found_tokens
+
     def add(self, done: Done) -> None:
         """One more unit."""
         self.rows += done.rows
@@ -101,6 +117,7 @@ class Job:
     def __init__(self, task: Task, *, is_new: bool) -> None:
         self.task, self.is_new = task, is_new
         self._staging, self._out = Folder(task.staging), Folder(task.out)
+        self._schema = task.schema
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -119,14 +136,13 @@ class Job:
         total = Total()
         for done in self._looked_at():
             total.add(done)
-        seen = total.rows + total.bad.total() + total.blank
-        if seen != self.task.corpus.rows or total.rows != report["rows"]:
+        if total.seen != self.task.corpus.rows or total.rows != report["rows"]:
             raise Incomplete(
-                f"{seen} rows and {total.rows} vectors are there, wanted {self.task.corpus.rows} "
-                f"and {report['rows']}: run the same command again"
+                f"{total.seen} rows and {total.rows} vectors are there, wanted "
+                f"{self.task.corpus.rows} and {report['rows']}: run the same command again"
             )
         self._staging.tidy()
-        if self._staging.names() == [PLAN]:  # it was published before
+        if self._staging.names() == [JOB]:  # it was published before
             self._out.write(SUCCESS, b"")
             return
         self._staging.write(REPORT, json.dumps(report, indent=2).encode())
@@ -136,9 +152,9 @@ class Job:
             return
         # First whose it is, last that it is whole: broken off in between, it is gone on with.
         self._out.make()
-        self._out.write(PLAN, self._staging.read(PLAN) or b"")
+        self._out.write(JOB, self._staging.read(JOB) or b"")
         for name in self._staging.names():
-            if name != PLAN:
+            if name != JOB:
                 self._staging.move_to(self._out, name)
         self._out.write(SUCCESS, b"")
         self._staging.filesystem.delete_dir(self._staging.path)
@@ -160,15 +176,7 @@ class Job:
             yield from threads.map(look, self.units)
 
     def _seen(self, unit: Unit) -> Done | None:
-        schema = self.task.schema
-        return next(
-            (
-                found
-                for folder in (self._staging, self._out)
-                if (found := parts.sound(folder, unit, schema, wholly=False)) is not None
-            ),
-            None,
-        )
+        return parts.found((self._staging, self._out), unit, self._schema, wholly=False)
 
 
 @contextmanager
@@ -213,7 +221,7 @@ def planned(wish: Wish, *, restart: bool = False) -> Iterator[Job]:
             folder.filesystem.delete_dir(folder.path)
         is_new &= not _is_ours(folder, key)
         folder.make()
-        folder.write(PLAN, json.dumps(_told(task), indent=1).encode())
+        folder.write(JOB, json.dumps(_told(task), indent=1).encode())
         held.callback(_remove_plan, folder, out)
         yield Job(task, is_new=is_new)
 
@@ -226,7 +234,7 @@ def _check_place(out: Folder) -> None:
 
 def _remove_plan(folder: Folder, out: Folder) -> None:
     """Of a job that is published, and of which no part had to be done again."""
-    if folder.names() == [PLAN] and _plan_of(out):
+    if folder.names() == [JOB] and _plan_of(out):
         folder.filesystem.delete_dir(folder.path)
 
 
@@ -281,7 +289,7 @@ def _told(task: Task) -> dict[str, Any]:
 def _plan_of(folder: Folder) -> dict[str, Any]:
     """What `_told` wrote there; empty if that is not there."""
     try:
-        told = json.loads(folder.read(PLAN) or b"{}")
+        told = json.loads(folder.read(JOB) or b"{}")
         return {name: told[name] for name in ("job", "model", "version")} if told else {}
     except (ValueError, LookupError, TypeError):
         return {}

@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,10 +29,11 @@ from arrowhead_bulk.corpus import Unit
 from arrowhead_bulk.errors import Incomplete
 from arrowhead_bulk.files import filesystem
 from arrowhead_bulk.reading import BadRow
+from arrowhead_client import _bulk_format
+from arrowhead_client._bulk_format import EMBEDDING, METADATA, TOKENS, TRUNCATED
 
-METADATA = b"arrowhead"  # of a file's schema: JSON
-UNIT = b"arrowhead.unit"
-ID, EMBEDDING, TOKENS, TRUNCATED = "id", "embedding", "tokens", "truncated"
+UNIT = b"arrowhead.unit"  # of a file's schema: `Done`
+ID = "id"
 OWN = (ID, EMBEDDING, TOKENS, TRUNCATED)
 BAD = "_bad"
 GROUP_ROWS = 16_384
@@ -291,6 +292,12 @@ def sound(folder: Folder, unit: Unit, schema: pa.Schema, *, wholly: bool) -> Don
     return done
 
 
+def found(folders: Iterable[Folder], unit: Unit, schema: pa.Schema, *, wholly: bool) -> Done | None:
+    """The same, of the first of these folders that has a sound one."""
+    each = (sound(folder, unit, schema, wholly=wholly) for folder in folders)
+    return next((done for done in each if done is not None), None)
+
+
 def list_of(vectors: npt.NDArray[Any]) -> pa.DataType:
     """The type of an embedding, as of these vectors [N, D]."""
     return pa.list_(pa.from_numpy_dtype(vectors.dtype), vectors.shape[1])
@@ -305,7 +312,6 @@ def metadata_of(path: str) -> dict[str, Any]:
     where, inside = filesystem(path)
     try:
         with where.open_input_file(inside) as source:
-            found: dict[str, Any] = json.loads(pq.read_schema(source).metadata[METADATA])
-            return found
+            return _bulk_format.told(pq.read_schema(source))
     except _TORN as error:
         raise Incomplete(f"{path} is no part of `arrowhead bulk embed`: {error}") from error

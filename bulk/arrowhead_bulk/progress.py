@@ -72,9 +72,8 @@ class Progress:
             self._show(done.seen)
             return
         # What was not told; or was told twice, of a unit that somebody died over.
-        rows = self.total.rows + self.total.bad.total() + self.total.blank - self.total.found_rows
-        if rows > self._rows or self.total.units == self._units:
-            self.rows(rows - self._rows, self.total.tokens - self.total.found_tokens - self._tokens)
+        if self.total.own_rows > self._rows or self.total.units == self._units:
+            self.rows(self.total.own_rows - self._rows, self.total.own_tokens - self._tokens)
 
     def _show(self, rows: int) -> None:
         told = {"tokens/s": f"{self._tokens / max(self.seconds, 1e-3):,.0f}"}
@@ -94,8 +93,6 @@ def report(job: Job, total: Total, seconds: float, workers: Mapping[str, Any]) -
         workers: who did it.
     """
     task = job.task
-    own_rows = total.rows + total.bad.total() + total.blank - total.found_rows
-    own_tokens = total.tokens - total.found_tokens
     return {
         "out": task.out,
         "rows": total.rows,
@@ -106,8 +103,8 @@ def report(job: Job, total: Total, seconds: float, workers: Mapping[str, Any]) -
         "parts": total.units,
         "parts_of_before": total.found,
         "seconds": round(seconds, 3),
-        "rows_per_s": round(own_rows / max(seconds, 1e-9), 1),
-        "tokens_per_s": round(own_tokens / max(seconds, 1e-9), 1),
+        "rows_per_s": round(total.own_rows / max(seconds, 1e-9), 1),
+        "tokens_per_s": round(total.own_tokens / max(seconds, 1e-9), 1),
         "workers": dict(workers),
         "model": task.info.name,
         "version": task.info.version,

@@ -7,10 +7,10 @@ many tokens were read of it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +61,7 @@ class Model:
         version, tokenizer, _ = self._folders()
         try:
             metadata = read_metadata(tokenizer / "metadata.json")
-            answer = {"info": np.array([[_json(info(metadata))]], np.object_)}
+            answer = {"info": np.array([[json.dumps(info(metadata)).encode()]], np.object_)}
             prompts = dict(ModelSpec.from_metadata(metadata).prompts)
             return ModelInfo.told(self.name, Config(prompts, self.name, version), answer)
         except (EngineError, ArrowheadError, OSError) as error:
@@ -110,7 +110,7 @@ class Model:
         def vectors(ids: Sequence[list[int]]) -> Vectors:
             return encoder.embed([np.array(row, np.int32) for row in ids])
 
-        return Embedding(self.told(), opened, vectors, str(encoder.compute))
+        return Embedding(self.told(), opened, vectors)
 
     def _remote(self, served: ModelInfo) -> Embedding:
         client = Client(self.endpoint, model=self.name, batch_size=100)
@@ -125,7 +125,7 @@ class Model:
             found: Vectors = client.embed_ids(ids, served=served)
             return found
 
-        return Embedding(served, opened, vectors, self.endpoint)
+        return Embedding(served, opened, vectors)
 
 
 _PARTS = ("tokenizer", "encoder")
@@ -139,16 +139,8 @@ class Embedding:
         info: what it is.
         tokenizer: its own.
         vectors: float32 [N, D] of the ids of N texts.
-        where: what computes, in words.
     """
 
     info: ModelInfo
     tokenizer: Tokenizer
     vectors: Callable[[Sequence[list[int]]], Vectors]
-    where: str
-
-
-def _json(value: Any) -> bytes:
-    import json
-
-    return json.dumps(value).encode()

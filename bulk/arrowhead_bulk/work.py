@@ -22,6 +22,7 @@ from arrowhead_bulk.reading import TOO_LONG, BadRow, Batch, read
 from arrowhead_bulk.vectors import Embedding, Model
 from arrowhead_client import ModelInfo, Options, TimedOut, Unavailable
 from arrowhead_client._arrow import to_arrow
+from arrowhead_client._bulk_format import EMBEDDING, TOKENS, TRUNCATED
 
 T = TypeVar("T")
 Kind = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
@@ -129,9 +130,9 @@ class Worker:
             raise BulkError(f"{parts.name_of(unit)}: {error}") from error
 
     def _done(self, unit: Unit) -> Done:
-        for folder in (self._staging, self._out):
-            if (done := parts.sound(folder, unit, self._schema, wholly=True)) is not None:
-                return done
+        folders = (self._staging, self._out)
+        if (done := parts.found(folders, unit, self._schema, wholly=True)) is not None:
+            return done
         with PartWriter(self._staging, unit, self._schema) as part:
             for batch, ids, truncated in self._one_ahead(self._tokenized(unit)):
                 table = self._table(batch, ids, truncated)
@@ -185,9 +186,9 @@ class Worker:
             parts.ID: kept[task.columns.id]
             if task.columns.id
             else pa.array(batch.numbers, pa.int64()),
-            parts.EMBEDDING: to_arrow(task.finished(vectors)),
-            parts.TOKENS: pa.array(map(len, ids), pa.int32()),
-            parts.TRUNCATED: pa.array(truncated, pa.bool_()),
+            EMBEDDING: to_arrow(task.finished(vectors)),
+            TOKENS: pa.array(map(len, ids), pa.int32()),
+            TRUNCATED: pa.array(truncated, pa.bool_()),
         }
         return pa.table([columns[name] for name in self._schema.names], schema=self._schema)
 

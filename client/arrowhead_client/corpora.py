@@ -10,7 +10,6 @@ Read as a stream: of a file of any size, a few thousand rows are held.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from arrowhead_client._bulk_format import EMBEDDING, JOB, SUCCESS, TOKENS, TRUNCATED, told
 from arrowhead_client._errors import InvalidInput
 from arrowhead_client.datasets import in_microseconds, json_rows, parquet_rows
 from arrowhead_client.documents import Document
@@ -29,7 +29,6 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON = (".jsonl", ".ndjson")
 _BLOCK_BYTES = 16 << 20  # the longest row; types are told from the first block
 _TEXTS = (".txt", ".md")
-_SUCCESS, _JOB = "_SUCCESS", "_job.json"  # of a folder that `arrowhead bulk` has finished
 _WANTED = "wanted .parquet, .jsonl, .csv, .tsv, or a folder of .txt and .md"
 
 
@@ -78,7 +77,7 @@ class Corpus:
     @property
     def is_embedded(self) -> bool:
         """Whether it is a folder that `arrowhead bulk embed` has finished."""
-        return (self.source / _SUCCESS).exists() and (self.source / _JOB).exists()
+        return (self.source / SUCCESS).exists() and (self.source / JOB).exists()
 
     def check_vectors(self, fingerprint: str, prompt: str) -> None:
         """Refuses vectors that an index of that model cannot hold.
@@ -92,17 +91,17 @@ class Corpus:
                 else than the documents.
         """
         for part in self._parts():
-            told = _told(part)
+            met = _told(part)
             wanted: dict[str, tuple[object, ...]] = {
                 "fingerprint": (fingerprint,),
-                "dimensions": (told.get("dimension"),),
+                "dimensions": (met.get("dimension"),),
                 "precision": ("float32", "float16"),
                 "prompt": (prompt,),
             }
             for name, values in wanted.items():
-                if told.get(name) not in values:
+                if met.get(name) not in values:
                     raise InvalidInput(
-                        f"{part} has vectors of {name} {told.get(name)!r}; an index of this model "
+                        f"{part} has vectors of {name} {met.get(name)!r}; an index of this model "
                         f"wants {' or '.join(map(repr, values))}: run `arrowhead bulk embed` so"
                     )
 
@@ -112,8 +111,8 @@ class Corpus:
     def _embedded(self) -> Iterator[Document]:
         for part in self._parts():
             for place, row in parquet_rows(part):
-                vector = np.asarray(row.pop("embedding", None), np.float32)
-                for name in ("tokens", "truncated"):
+                vector = np.asarray(row.pop(EMBEDDING, None), np.float32)
+                for name in (TOKENS, TRUNCATED):
                     row.pop(name, None)
                 if missing := [name for name in self.text if name not in row]:
                     raise InvalidInput(
@@ -207,8 +206,7 @@ class Corpus:
 def _told(part: Path) -> dict[str, Any]:
     """What a file of `arrowhead bulk embed` says of its vectors."""
     try:
-        found: dict[str, Any] = json.loads(pq.read_schema(part).metadata[b"arrowhead"])
-        return found
+        return told(pq.read_schema(part))
     except (OSError, pa.ArrowException, LookupError, TypeError, ValueError) as error:
         raise InvalidInput(f"{part} is none of `arrowhead bulk embed`: {error}") from error
 
