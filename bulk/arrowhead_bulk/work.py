@@ -18,7 +18,7 @@ from arrowhead_bulk import parts
 from arrowhead_bulk.corpus import Columns, Corpus, Unit
 from arrowhead_bulk.errors import BadCorpus, BadModel, BulkError
 from arrowhead_bulk.parts import Done, Folder, PartWriter
-from arrowhead_bulk.reading import TOO_LONG, BadRow, Batch, read
+from arrowhead_bulk.reading import TOO_LONG, BadRow, Batch, Reader
 from arrowhead_bulk.vectors import Embedding, Model
 from arrowhead_client import ModelInfo, Options, TimedOut, Unavailable
 from arrowhead_client._arrow import to_arrow
@@ -108,6 +108,7 @@ class Worker:
         self._schema = task.schema
         self._staging, self._out = Folder(task.staging), Folder(task.out)
         self._open: Embedding | None = None
+        self._reader = Reader(task.corpus, task.columns)
         self._ahead = ThreadPoolExecutor(1, "read")
 
     def __call__(self, unit: Unit) -> Done:
@@ -162,7 +163,7 @@ class Worker:
     def _tokenized(self, unit: Unit) -> Iterator[_Tokenized]:
         task = self._task
         prefix, limit = task.prefix, self.embedding.info.max_seq_length
-        for batch in read(task.corpus, unit, task.columns):
+        for batch in self._reader(unit):
             ids, truncated = self.embedding.tokenizer.encode([prefix + one for one in batch.texts])
             if task.options.truncate == "none" and any(truncated):
                 why = f"more than the {limit} tokens that the model reads"

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from arrowhead_bulk import corpus as corpus_module
 from arrowhead_bulk.corpus import Columns, Corpus, survey
 from arrowhead_bulk.errors import BadCorpus
-from arrowhead_bulk.reading import BAD_ID, read
+from arrowhead_bulk.reading import BAD_ID, Reader
 
 from .conftest import texts, write_lines, write_parquet
 
@@ -44,9 +45,10 @@ AWKWARD = [
 def all_of(found: Corpus, columns: Columns = TEXT) -> tuple[list[str], list[int]]:
     """The texts of all units, and their rows' numbers in the corpus."""
     read_texts, rows = list[str](), list[int]()
+    read = Reader(found, columns)
     for unit in found.units:
         seen = 0
-        for batch in read(found, unit, columns):
+        for batch in read(unit):
             read_texts += batch.texts
             rows += batch.numbers
             seen += len(batch)
@@ -201,7 +203,7 @@ def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
     raw = [b"good", None, b"\xff\xfe", "grüße".encode(), b""]
     pq.write_table(pa.table({"text": pa.array(raw, pa.binary())}), path)
     found = survey([str(path)], TEXT)
-    (batch,) = read(found, found.units[0], TEXT)
+    (batch,) = Reader(found, TEXT)(found.units[0])
     assert batch.texts == ["good", "grüße", ""]
     assert [(one.row, one.reason) for one in batch.bad] == [(1, "null"), (2, "not UTF-8")]
     assert batch.bad[1].detail == "byte 0 of 2 is 0xff"
@@ -221,7 +223,7 @@ def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     columns = Columns("text", "id")
     found = survey([str(tmp_path / "a.jsonl")], columns)
-    (batch,) = read(found, found.units[0], columns)
+    (batch,) = Reader(found, columns)(found.units[0])
     assert batch.texts == ["good"] * 12
     assert batch.carried[0].to_pylist() == [1] * 12
     assert sorted((one.row - 11, one.reason) for one in batch.bad) == [
@@ -231,7 +233,7 @@ def test_bad_rows_are_told_with_their_place(tmp_path: Path) -> None:
 
     (tmp_path / "a.csv").write_bytes(b'id,text\n1,good\n2,too,many\n3\n4,\xff\n\n5,"a ""b"""\n')
     found = survey([str(tmp_path / "a.csv")], columns)
-    (batch,) = read(found, found.units[0], columns)
+    (batch,) = Reader(found, columns)(found.units[0])
     assert batch.texts == ["good", 'a "b"']
     assert batch.carried[0].to_pylist() == ["1", "5"]
     assert sorted((one.row, one.reason) for one in batch.bad) == [
@@ -244,7 +246,7 @@ def test_a_file_that_changed_is_told(tmp_path: Path) -> None:
     found = survey([str(path)], TEXT)
     write_parquet(path, texts(4))
     with pytest.raises(BadCorpus, match=r"has changed since the job began"):
-        list(read(found, found.units[0], TEXT))
+        list(Reader(found, TEXT)(found.units[0]))
 
 
 def test_columns_of_json_lines_hold_what_there_is(tmp_path: Path) -> None:
@@ -258,7 +260,7 @@ def test_columns_of_json_lines_hold_what_there_is(tmp_path: Path) -> None:
     assert found.carried.types == [
         pa.uint64(), pa.string(), pa.float64(), pa.bool_(), pa.string(),
     ]  # fmt: skip
-    batches = [batch for unit in found.units for batch in read(found, unit, columns)]
+    batches = [batch for unit in found.units for batch in Reader(found, columns)(unit)]
     assert [column.to_pylist() for column in batches[0].carried] == [
         [2**63 + 5, 7, 1], ["[]", '["x"]', '{"y": null}'], [1.0, 2.5, None], [True, None, None],
         [None, None, "é"],
@@ -273,7 +275,7 @@ def test_a_row_without_an_id_is_a_bad_one(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", ["a", "b"], id=pa.array(["x", None]))
     columns = Columns("text", "id")
     found = survey([str(path)], columns)
-    (batch,) = read(found, found.units[0], columns)
+    (batch,) = Reader(found, columns)(found.units[0])
     assert (batch.texts, batch.bad[0][1:3]) == (["a"], (1, BAD_ID))
 
 
@@ -290,7 +292,7 @@ def test_strings_of_all_kinds(small_units: int, tmp_path: Path) -> None:
         survey([str(path)], columns)
     columns = Columns("text", None, ("note",))
     found = survey([str(path)], columns)
-    (batch,) = read(found, found.units[0], columns)
+    (batch,) = Reader(found, columns)(found.units[0])
     assert batch.carried[0].to_pylist() == ["a", None]
 
 
@@ -302,14 +304,14 @@ def test_what_is_too_large_is_a_bad_row(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(reading, "MOST_LINE", 1000)
     path = write_lines(tmp_path / "a.jsonl", [{"text": t} for t in ("a", "x" * 5000, "b")])
     found = survey([str(path)], TEXT)
-    (batch,) = read(found, found.units[0], TEXT)
+    (batch,) = Reader(found, TEXT)(found.units[0])
     assert (batch.texts, batch.bad[0][1:3]) == (["a", "b"], (1, "unreadable row"))
     was = csv.field_size_limit(1000)
     try:
         lines = ["text,n", "a,1", 'b"' + "y" * 5000 + ",2", "c,3"]
         (tmp_path / "a.csv").write_text("\n".join(lines))
         found = survey([str(tmp_path / "a.csv")], TEXT)
-        (batch,) = read(found, found.units[0], TEXT)
+        (batch,) = Reader(found, TEXT)(found.units[0])
     finally:
         csv.field_size_limit(was)
     assert batch.texts == ["a", "c"]
@@ -323,7 +325,58 @@ def test_large_texts_come_few_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(reading, "BATCH_CHARS", 1000)
     path = write_parquet(tmp_path / "a.parquet", ["x" * 400] * 10)
     found = survey([str(path)], TEXT)
-    assert [len(batch) for batch in read(found, found.units[0], TEXT)] == [4, 4, 2]
+    assert [len(batch) for batch in Reader(found, TEXT)(found.units[0])] == [4, 4, 2]
+
+
+def test_a_row_group_of_many_units_is_read_once(
+    small_units: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from arrowhead_bulk import reading
+
+    opened = list[int]()
+
+    class Stream(reading._Stream):
+        def __init__(self, where: Any, file: Any, group: int, names: Any) -> None:
+            opened.append(group)
+            super().__init__(where, file, group, names)
+
+    monkeypatch.setattr(reading, "_Stream", Stream)
+    monkeypatch.setattr(reading, "_STEP", 3)
+    wanted = texts(200)
+    found = survey([str(write_parquet(tmp_path / "a.parquet", wanted, group=100))], TEXT)
+    assert len(found.units) > 8
+    assert all_of(found)[0] == wanted
+    assert opened[0] == 0
+    assert len(opened) <= 2  # the second group may be gone on to, or opened
+
+    read = Reader(found, TEXT)
+
+    def rows(number: int) -> list[int]:
+        return [row for batch in read(found.units[number]) for row in batch.numbers]
+
+    opened.clear()
+    again = [rows(number) for number in (0, 2, 3, 1, len(found.units) - 1, 0)]
+    assert [own[0] for own in again] == [
+        found.units[n].pieces[0].first for n in (0, 2, 3, 1, -1, 0)
+    ]
+    assert opened == [0, 0, 1, 0]  # ahead it goes on; back, or past a group, it opens
+
+    # What broke is not gone on with: nobody knows where it is.
+    opened.clear()
+    broken = [OSError("the store is away")]
+
+    def take(self: Any, first: int, count: int) -> Any:
+        if broken:
+            raise broken.pop()
+        return real(self, first, count)
+
+    real = reading._Stream.take
+    monkeypatch.setattr(reading._Stream, "take", take)
+    with pytest.raises(OSError, match=r"the store is away"):
+        rows(1)
+    assert opened == []
+    assert rows(1) == again[3]
+    assert opened == [0]
 
 
 def test_names_that_are_there_twice_are_refused(tmp_path: Path) -> None:

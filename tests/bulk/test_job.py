@@ -140,12 +140,16 @@ def test_vectors_in_fewer_bits(
     minilm_repository: Path,
     tmp_path: Path,
 ) -> None:
-    rows = texts(9)
+    rows = texts(40)
     write_parquet(tmp_path / "in.parquet", rows)
     run(wish(tmp_path / "in.parquet", kind=kind))
     found = vectors_of(tmp_path / "vectors")
     width = 48 if "binary" in kind else 384
     assert found.schema.field("embedding").type == pa.list_(item, width)
+    (part,) = (tmp_path / "vectors").glob("part-*")
+    group = pq.ParquetFile(part).metadata.row_group(0)
+    stored = group.column(found.schema.names.index("embedding")).total_compressed_size
+    assert stored < 40 * width * item.bit_width // 8 + 1500  # and not four bytes for each
     wanted = embed(rows)
     if kind == "float16":
         assert np.abs(stacked(found).astype(np.float32) - wanted).max() < 3e-3
@@ -342,14 +346,14 @@ def test_what_passes_is_tried_again(
 ) -> None:
     monkeypatch.setattr(work, "_PAUSES_S", (0.0, 0.0))
     write_parquet(tmp_path / "in.parquet", texts(20))
-    real, left = work.read, [OSError("the store is away")] * 2
+    real, left = work.Reader.__call__, [OSError("the store is away")] * 2
 
     def read(*arguments: Any) -> Any:
         if left:
             raise left.pop()
         return real(*arguments)
 
-    monkeypatch.setattr(work, "read", read)
+    monkeypatch.setattr(work.Reader, "__call__", read)
     assert run(wish(tmp_path / "in.parquet"))["rows"] == 20
     left += [OSError("the store is away")] * 9
     with pytest.raises(BulkError, match=r"part-00000.parquet: the store is away"):

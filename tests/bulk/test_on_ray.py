@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from arrowhead_bulk.errors import BulkError
 from arrowhead_bulk.job import Wish
+from arrowhead_bulk.vectors import Model
 
 from .conftest import texts, vectors_of, write_parquet
 from .test_job import DRIVER, run
@@ -97,6 +100,26 @@ def whole(process: subprocess.Popen[str], tmp_path: Path) -> dict[str, int]:
     told: dict[str, int] = json.loads(out)
     assert told["rows"] == ROWS
     return told
+
+
+def test_who_gets_what() -> None:
+    from arrowhead_bulk.on_ray import Pool
+
+    cpus, gpus = {"CPU": 16.0, "memory": 1e9}, {"CPU": 16.0, "GPU": 2.0}
+
+    def pool(resources: dict[str, float], wanted: int = 0, units: int = 99, **model: Any) -> Pool:
+        return Pool.of(resources, Model("minilm", **model), wanted, units)
+
+    assert pool(cpus)[:4] == (16, 1, 0.95, 0)
+    assert pool(cpus, threads=4)[:4] == (4, 4, 3.95, 0)
+    assert pool(cpus, threads=99).workers == 1
+    assert pool(cpus, wanted=3, units=2).workers == 2
+    assert pool(gpus) == (2, 8, 0.95, 1, 2)
+    assert pool(gpus, wanted=1, threads=3) == (1, 3, 0.95, 1, 2)
+    assert pool(gpus, device="cpu") == pool(cpus)
+    assert pool(gpus, endpoint="grpc://tritons:8001") == pool(cpus)
+    with pytest.raises(BulkError, match=r"--device cuda:1: on Ray each worker gets a GPU"):
+        pool(gpus, device="cuda:1")
 
 
 @pytest.mark.timeout(600)
