@@ -98,6 +98,7 @@ class OnRay:
     """One job on Ray.
 
     Attributes:
+        workers: at most. rows: of the corpus.
         rows_s: with the start of the cluster.
         whole_s: from the command to its end.
         worker_mb: memory (PSS) of a worker, on average, when it was most.
@@ -105,6 +106,7 @@ class OnRay:
     """
 
     workers: int
+    rows: int
     rows_s: float
     whole_s: float
     worker_mb: float
@@ -199,7 +201,14 @@ def measure(effort: Effort, device: str, repository: Path, *, quick: bool) -> Bu
                     "larger", f"r-{workers}", "--ray", f"--workers={workers}"
                 )
             on_ray.append(
-                OnRay(workers, report["rows_per_s"], whole_s, memory.mean_mb, memory.all_mb)
+                OnRay(
+                    workers,
+                    effort.ray_rows,
+                    report["rows_per_s"],
+                    whole_s,
+                    memory.mean_mb,
+                    memory.all_mb,
+                )
             )
             say(f"Ray, {workers} workers: {on_ray[-1].rows_s:,.0f} rows/s")
         sizes = {}

@@ -81,7 +81,9 @@ def bulk() -> None:
 @click.option("--ray-address", default="", help="A cluster that runs.  [default: this machine]")
 @click.option("--workers", type=click.IntRange(1), help="At most.  [default: a GPU or CPU each]")
 @click.option(
-    "--threads", type=click.IntRange(1), help="Of each worker.  [default: 1 on Ray, else all cores]"
+    "--threads",
+    type=click.IntRange(1),
+    help="Of each worker.  [default: 1 on Ray, with a GPU its share of the cores; else all cores]",
 )
 @click.option(
     "--stall-after",

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From and to an object store, which knows no folders and renames nothing: a real S3 API."""
+"""From and to object stores, which know no folders and rename nothing: S3's API, and Google's."""
 
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,9 +26,15 @@ from .conftest import texts, write_lines, write_parquet
 from .test_job import run
 
 
-@pytest.fixture(scope="module")
-def store() -> Iterator[Callable[[str], str]]:
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def store(request: pytest.FixtureRequest) -> Iterator[Callable[[str], str]]:
     """The URI of a path in a bucket."""
+    with s3() if request.param == "s3" else gs() as uri:
+        yield uri
+
+
+@contextmanager
+def s3() -> Iterator[Callable[[str], str]]:
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -37,6 +48,33 @@ def store() -> Iterator[Callable[[str], str]]:
         where.create_dir("bucket")
         yield lambda path: f"s3://bucket/{path}?{query}"
     server.stop()
+
+
+@contextmanager
+def gs() -> Iterator[Callable[[str], str]]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # A process of its own: Arrow waits for this store without letting other threads run.
+    command = "gcp-storage-emulator", "start", "--host=127.0.0.1", "--in-memory"
+    emulator = subprocess.Popen(
+        [Path(sys.executable).with_name(command[0]), *command[1:], f"--port={port}",
+         "--default-bucket=bucket"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        while not listens(port):
+            assert emulator.poll() is None
+            time.sleep(0.05)
+        query = f"scheme=http&endpoint_override=127.0.0.1:{port}"
+        yield lambda path: f"gs://anonymous@bucket/{path}?{query}"
+    finally:
+        emulator.kill()
+        emulator.wait()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def put(uri: str, path: Path) -> None:
