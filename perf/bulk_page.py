@@ -10,16 +10,25 @@ from perf.report import head, table
 
 if TYPE_CHECKING:
     from perf.bulk import BulkResults
+    from perf.stats import Sample
 
 BILLION = 10**9
 HOURS_S = 3600.0
 VECTOR_BYTES = 384 * 4  # of MiniLM
 
 
+def less_start(rows: int, whole_s: float, nothing_s: Sample) -> float | None:
+    """Rows a second without what a job costs whatever its size; None if they cannot be told."""
+    left_s = whole_s - nothing_s.median
+    is_clear = left_s > max(3 * (nothing_s.high - nothing_s.low), 0.2 * nothing_s.median)
+    return rows / left_s if is_clear else None
+
+
 def page(results: BulkResults) -> str:
     """The page."""
     ours = results.rates["one process"]
-    rate = results.rows / (ours.whole_s.median - results.nothing_s["one process"].median)
+    nothing = results.nothing_s["one process"]
+    rate = less_start(results.rows, ours.whole_s.median, nothing) or ours.rows.median
     parts = [
         *head(
             results,
@@ -63,7 +72,9 @@ def page(results: BulkResults) -> str:
                     f"{one.rows:,}",
                     f"{one.whole_s:.1f}",
                     f"{one.rows_s:,.0f}",
-                    f"{one.rows / (one.whole_s - results.nothing_s['Ray'].median):,.0f}",
+                    f"{rate_on_ray:,.0f}"
+                    if (rate_on_ray := less_start(one.rows, one.whole_s, results.nothing_s["Ray"]))
+                    else "-",
                     f"{one.worker_mb:,.0f}",
                     f"{one.all_mb:,.0f}",
                 )
@@ -87,7 +98,10 @@ def page(results: BulkResults) -> str:
                     for precision, size in results.bytes_a_row.items()
                 ),
                 (f"files, of {MOST_UNIT_ROWS:,} rows each", f"{BILLION / MOST_UNIT_ROWS:,.0f}"),
-                ("seconds of one machine that a lost file costs", f"{MOST_UNIT_ROWS / rate:,.0f}"),
+                (
+                    "seconds until a dead worker's rows are done by another one",
+                    f"{nothing.median + MOST_UNIT_ROWS / rate:,.0f}",
+                ),
             ],
         ),
         "Assumed: texts as long as here, the same model, storage that takes "

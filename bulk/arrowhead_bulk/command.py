@@ -17,6 +17,7 @@ from arrowhead_bulk.vectors import Model
 from arrowhead_bulk.work import KINDS, Kind, Worker
 from arrowhead_client import Options
 from arrowhead_client._options import InputType
+from arrowhead_engine.compute import has_cuda
 
 WORTH_RAY = 100_000  # rows; fewer are done before a cluster is up
 
@@ -76,7 +77,8 @@ def bulk() -> None:
     "--ray/--no-ray",
     "on_ray",
     default=None,
-    help=f"On a Ray cluster, or in this process.  [default: --ray from {WORTH_RAY:,} rows on]",
+    help=f"On a Ray cluster, or in this process.  [default: --ray from {WORTH_RAY:,} rows on, but "
+    "for one GPU]",
 )
 @click.option("--ray-address", default="", help="A cluster that runs.  [default: this machine]")
 @click.option("--workers", type=click.IntRange(1), help="At most.  [default: a GPU or CPU each]")
@@ -155,7 +157,9 @@ def embed(
             if not job.is_new:
                 click.echo(f"{out}: going on with what is there", err=True)
             with Progress(rows, len(job.units)) as progress:
-                if on_ray or (on_ray is None and (address or rows >= WORTH_RAY)):
+                if on_ray is None:
+                    on_ray = bool(address) or (rows >= WORTH_RAY and not _has_one_gpu(wish.model))
+                if on_ray:
                     who = _on_ray(job, address, workers or 0, stall_after, progress)
                 else:
                     who = _here(job, progress)
@@ -164,6 +168,15 @@ def embed(
     except OSError as error:
         raise BulkError(str(error)) from error
     click.echo(json.dumps(told) if as_json else in_words(told))
+
+
+def _has_one_gpu(model: Model) -> bool:
+    """Whether one worker has all that this machine computes with, or what was named of it."""
+    if model.endpoint or model.device == "cpu" or not has_cuda():
+        return False
+    import torch
+
+    return ":" in model.device or torch.cuda.device_count() == 1
 
 
 def _here(job: Job, progress: Progress) -> dict[str, Any]:

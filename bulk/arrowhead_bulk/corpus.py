@@ -181,6 +181,11 @@ def _carried(files: Sequence[File], looks: Sequence[_Look], columns: Columns) ->
                 f"{_told(first[1])}: wanted the same types in all files"
             )
     if not kinds:
+        if first is None and columns.carried:
+            raise BadCorpus(
+                f"{files[0].path}: none of the first {_SAMPLE_ROWS:,} lines is a JSON object, so "
+                "nothing tells the types of columns: mend them, or leave out --id and --keep"
+            )
         return first[1] if first else pa.schema([])
     sampled = next(file for file in files if file.format == "json")
     _check(sampled, sorted(kinds), columns)

@@ -21,7 +21,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -76,24 +76,34 @@ class Pool(NamedTuple):
     all_gpus: int
 
     @classmethod
-    def of(cls, resources: Mapping[str, float], model: Model, wanted: int, units: int) -> Pool:
-        """For this model and so many units, of what a cluster has.
+    def of(
+        cls, nodes: Sequence[Mapping[str, float]], model: Model, wanted: int, units: int
+    ) -> Pool:
+        """For this model and so many units, of what the nodes have.
 
         Raises:
             BulkError: the device is a GPU's number.
         """
-        all_gpus = 0 if model.endpoint or model.device == "cpu" else int(resources.get("GPU", 0))
-        cpus = int(resources.get("CPU", 1))
-        if not all_gpus:
+        if model.endpoint or model.device == "cpu":
+            found = []
+        else:
+            found = [(node.get("CPU", 0.0), node["GPU"]) for node in nodes if node.get("GPU")]
+        if not found and not model.device.startswith("cuda"):
             threads = model.threads or 1
+            cpus = int(sum(node.get("CPU", 0.0) for node in nodes))
             workers = wanted or max(1, cpus // threads)
             return cls(min(workers, units), threads, threads - _LESS_CPU, 0, 0)
         if ":" in model.device:
             raise BulkError(
-                f"--device {model.device}: on Ray each worker gets a GPU of its own; wanted cuda"
+                f"--device {model.device}: on Ray each worker gets a GPU of its own; wanted cuda, "
+                "or --no-ray"
             )
-        threads = model.threads or max(1, cpus // all_gpus)
-        return cls(min(wanted or all_gpus, units), threads, 1 - _LESS_CPU, 1, all_gpus)
+        # Cores are for tokenizers only; where there are fewer of them than GPUs, workers share one.
+        share = min((cpus / gpus for cpus, gpus in found), default=1.0)
+        all_gpus = int(sum(gpus for _, gpus in found))
+        threads = model.threads or max(1, int(share))
+        workers = min(wanted or max(1, all_gpus), units)
+        return cls(workers, threads, max(0.0, min(1.0, share) - _LESS_CPU), 1, all_gpus)
 
 
 class _Ledger:
@@ -138,8 +148,9 @@ def run_on_ray(job: Job, cluster: Cluster, progress: Progress) -> dict[str, Any]
         BulkError: a worker's, or `Stalled`.
     """
     with _connected(cluster.address):
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         model = job.task.model
+        resources = [node["Resources"] for node in alive]
         pool = Pool.of(resources, model, cluster.workers, len(job.units))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         ledger = ray.remote(_Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -149,7 +160,7 @@ def run_on_ray(job: Job, cluster: Cluster, progress: Progress) -> dict[str, Any]
             _Actor,
             batch_size=1,
             fn_constructor_args=(
-                replace(job.task, model=replace(model, threads=pool.threads)),
+                replace(job.task, model=replace(model, threads=pool.threads, shared=True)),
                 ledger,
             ),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool.workers),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,7 +21,8 @@ from arrowhead_bulk.corpus import Columns, Corpus, Piece, Unit
 from arrowhead_bulk.errors import BadCorpus
 from arrowhead_bulk.files import MOST_LINE, File, Lines, read_rows
 
-BATCH_ROWS, BATCH_CHARS = 2048, 16_000_000
+BATCH_ROWS = 2048
+BATCH_SIZE = 16_000_000  # characters of texts, and bytes of what goes along
 NULL, NOT_UTF8, NOT_TEXT, UNREADABLE, BAD_ID, BAD_COLUMN, TOO_LONG = (
     "null",
     "not UTF-8",
@@ -123,13 +124,13 @@ class Reader:
             BadCorpus: a file is not what it was when the job was planned.
             OSError: it cannot be read.
         """
-        some, chars = list[Batch](), 0
+        some, size = list[Batch](), 0
         for batch in self._pieces(unit):
             some.append(batch)
-            chars += sum(map(len, batch.texts))
-            if chars >= BATCH_CHARS or sum(map(len, some)) >= BATCH_ROWS:
+            size += sum(map(len, batch.texts)) + sum(one.nbytes for one in batch.carried)
+            if size >= BATCH_SIZE or sum(map(len, some)) >= BATCH_ROWS:
                 yield _together(some)
-                some, chars = [], 0
+                some, size = [], 0
         if some:
             yield _together(some)
 
@@ -178,7 +179,11 @@ class _Stream:
             *accumulate(parquet.metadata.row_group(one).num_rows for one in groups),
         ]
         self._row = self._begins[group]  # that comes next
-        self._batches = parquet.iter_batches(_STEP, row_groups=groups[group:], columns=names)
+        # Each group for itself: batches would run over its end, which Arrow refuses of some
+        # columns, and would depend on where reading began.
+        self._batches = chain.from_iterable(
+            parquet.iter_batches(_STEP, row_groups=[one], columns=names) for one in groups[group:]
+        )
         self._rest: pa.RecordBatch | None = None
 
     def leads_to(self, piece: Piece) -> bool:

@@ -8,6 +8,9 @@ many tokens were read of it.
 from __future__ import annotations
 
 import json
+import os
+import stat
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +39,7 @@ class Model:
         endpoint: the url of a Triton, or of what stands in front of several; "" is none.
         device, dtype: see `Encoder.open`.
         threads: that compute; 0: as many as there are cores.
+        shared: whether the user's processes on one machine lay the weights out once for all.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Model:
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
+    shared: bool = False
 
     def told(self) -> ModelInfo:
         """What it says of itself.
@@ -101,6 +106,7 @@ class Model:
                 device=self.device,
                 dtype=self.dtype,
                 threads=self.threads or None,
+                shared=_own_folder() if self.shared else None,
             )
             encoder.verify()
             opened = Tokenizer.open(tokenizer)
@@ -126,6 +132,15 @@ class Model:
             return found
 
         return Embedding(served, opened, vectors)
+
+
+def _own_folder() -> Path | None:
+    """Of this user on this machine; None where somebody else has it."""
+    folder = Path(tempfile.gettempdir()) / f"arrowhead-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return folder if is_own and not found.st_mode & 0o077 else None
 
 
 _PARTS = ("tokenizer", "encoder")

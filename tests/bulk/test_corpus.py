@@ -322,7 +322,7 @@ def test_large_texts_come_few_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_pat
     from arrowhead_bulk import reading
 
     monkeypatch.setattr(reading, "_STEP", 2)
-    monkeypatch.setattr(reading, "BATCH_CHARS", 1000)
+    monkeypatch.setattr(reading, "BATCH_SIZE", 1000)
     path = write_parquet(tmp_path / "a.parquet", ["x" * 400] * 10)
     found = survey([str(path)], TEXT)
     assert [len(batch) for batch in Reader(found, TEXT)(found.units[0])] == [4, 4, 2]
@@ -377,6 +377,45 @@ def test_a_row_group_of_many_units_is_read_once(
     assert opened == []
     assert rows(1) == again[3]
     assert opened == [0]
+
+
+def test_batches_do_not_depend_on_where_reading_began(
+    small_units: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from arrowhead_bulk import reading
+
+    monkeypatch.setattr(reading, "_STEP", 5)
+    monkeypatch.setattr(reading, "BATCH_ROWS", 10)
+    # Arrow takes no batches of such columns over the end of a row group.
+    tags = pa.array([["a", "b"], ["c"]] * 60, pa.list_(pa.dictionary(pa.int32(), pa.string())))
+    path = write_parquet(tmp_path / "a.parquet", texts(120), group=53, tags=tags)
+    columns = Columns("text", None, ("tags",))
+    found = survey([str(path)], columns)
+    one = Reader(found, columns)
+    for unit in found.units:
+        gone_on, fresh = list(one(unit)), list(Reader(found, columns)(unit))
+        assert [batch.texts for batch in gone_on] == [batch.texts for batch in fresh]
+        assert gone_on[0].carried[0].to_pylist() == fresh[0].carried[0].to_pylist()
+
+
+def test_large_columns_come_few_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from arrowhead_bulk import reading
+
+    monkeypatch.setattr(reading, "_STEP", 2)
+    monkeypatch.setattr(reading, "BATCH_SIZE", 1000)
+    images = pa.array([b"x" * 400] * 10)
+    path = write_parquet(tmp_path / "a.parquet", ["a"] * 10, image=images)
+    columns = Columns("text", None, ("image",))
+    found = survey([str(path)], columns)
+    assert [len(batch) for batch in Reader(found, columns)(found.units[0])] == [4, 4, 2]
+
+
+def test_lines_that_tell_no_types_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("[1]\nnothing\n")
+    with pytest.raises(
+        BadCorpus, match=r"a\.jsonl: none of the first 1,000 lines is a JSON object"
+    ):
+        survey([str(tmp_path / "a.jsonl")], Columns("text", "id"))
 
 
 def test_names_that_are_there_twice_are_refused(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +25,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from arrowhead_bulk import parts, work
+from arrowhead_bulk import command, parts, vectors, work
 from arrowhead_bulk.corpus import Columns
 from arrowhead_bulk.errors import BadCorpus, BadModel, BulkError, Incomplete, OtherJob
 from arrowhead_bulk.job import Wish, planned
@@ -34,6 +36,7 @@ from arrowhead_bulk.work import Worker
 from arrowhead_client import InvalidInput, Options, dequantize, quantize
 from arrowhead_client.cli import main
 from arrowhead_conversion.convert import convert
+from arrowhead_engine import compute
 from arrowhead_engine.encoder import Encoder
 from arrowhead_engine.tokenizer import Tokenizer
 from perf.copies import tuned as changed
@@ -160,6 +163,38 @@ def test_vectors_in_fewer_bits(
     assert (met == codes).mean() > 0.95
     near = (dequantize(met, kind, ranges) * dequantize(codes, kind, ranges)).sum(1)  # type: ignore[arg-type]
     assert (near / (dequantize(codes, kind, ranges) ** 2).sum(1)).min() > 0.98  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "endpoint", "so"),
+    [
+        (0, "auto", "", False), (1, "auto", "", True), (2, "auto", "", False),
+        (1, "cpu", "", False), (2, "cuda:1", "", True), (1, "auto", "grpc://there:8001", False),
+    ],
+)  # fmt: skip
+def test_one_gpu_is_one_process(
+    gpus: int, device: str, endpoint: str, so: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "has_cuda", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert command._has_one_gpu(Model("minilm", device=device, endpoint=endpoint)) is so
+
+
+def test_workers_of_a_machine_lay_the_weights_out_once(
+    minilm_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = Model("minilm", str(minilm_repository), device="cpu", shared=True)
+    opened = [model.open(model.told()) for _ in range(2)]
+    first, second = (one.vectors([[101, 2023, 102]]) for one in opened)
+    assert (first == second).all()
+    folder = tmp_path / f"arrowhead-{os.getuid()}"
+    is_native = not compute._not_native("cpu", "float32", plain=True)
+    assert len({one.name for one in folder.iterdir()} - {"lock"}) == is_native
+    # Where others may write, nothing is shared.
+    folder.chmod(0o777)
+    assert vectors._own_folder() is None
+    assert (model.open(model.told()).vectors([[101, 2023, 102]]) == first).all()
 
 
 def test_bad_rows_are_beside_the_vectors(

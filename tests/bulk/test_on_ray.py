@@ -105,10 +105,10 @@ def whole(process: subprocess.Popen[str], tmp_path: Path) -> dict[str, int]:
 def test_who_gets_what() -> None:
     from arrowhead_bulk.on_ray import Pool
 
-    cpus, gpus = {"CPU": 16.0, "memory": 1e9}, {"CPU": 16.0, "GPU": 2.0}
+    cpus, gpus = [{"CPU": 8.0, "memory": 1e9}] * 2, [{"CPU": 16.0, "GPU": 2.0}]
 
-    def pool(resources: dict[str, float], wanted: int = 0, units: int = 99, **model: Any) -> Pool:
-        return Pool.of(resources, Model("minilm", **model), wanted, units)
+    def pool(nodes: Any, wanted: int = 0, units: int = 99, **model: Any) -> Pool:
+        return Pool.of(nodes, Model("minilm", **model), wanted, units)
 
     assert pool(cpus)[:4] == (16, 1, 0.95, 0)
     assert pool(cpus, threads=4)[:4] == (4, 4, 3.95, 0)
@@ -116,9 +116,17 @@ def test_who_gets_what() -> None:
     assert pool(cpus, wanted=3, units=2).workers == 2
     assert pool(gpus) == (2, 8, 0.95, 1, 2)
     assert pool(gpus, wanted=1, threads=3) == (1, 3, 0.95, 1, 2)
+    # Cores of nodes without a GPU are nothing to those with one, and a few may be too few.
+    assert pool([*gpus, {"CPU": 128.0}]) == pool(gpus)
+    assert pool([{"CPU": 4.0, "GPU": 8.0}]) == (8, 1, 0.45, 1, 8)
+    assert pool([{"GPU": 1.0}]) == (1, 1, 0.0, 1, 1)
+    # One that comes when it is asked for.
+    assert pool(cpus, device="cuda") == (1, 1, 0.95, 1, 0)
     assert pool(gpus, device="cpu") == pool(cpus)
     assert pool(gpus, endpoint="grpc://tritons:8001") == pool(cpus)
-    with pytest.raises(BulkError, match=r"--device cuda:1: on Ray each worker gets a GPU"):
+    with pytest.raises(
+        BulkError, match=r"--device cuda:1: on Ray each worker gets a GPU .* or --no-ray"
+    ):
         pool(gpus, device="cuda:1")
 
 

@@ -22,7 +22,7 @@ def test_it_goes_all_the_ways(minilm_repository: Path, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     found = json.loads((tmp_path / "bulk.json").read_text())
     rates = found["rates"]
-    assert list(rates) == ["one process", "encode", "encode over a pool"]
+    assert list(rates) == ["one process", "encode", "encode over a pool, one thread each"]
     assert all(one["rows"]["low"] > 0 and one["tokens"]["low"] > 0 for one in rates.values())
     assert 80 < found["tokens_a_row"] < 130
     assert found["nothing_s"]["Ray"]["median"] > found["nothing_s"]["one process"]["median"]
