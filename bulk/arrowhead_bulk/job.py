@@ -228,7 +228,7 @@ def planned(wish: Wish, *, restart: bool = False) -> Iterator[Job]:
 
 def _check_place(out: Folder) -> None:
     """Refuses a folder that cannot be put in its place by renaming one beside it."""
-    if Path(out.path).is_mount() if out.is_local else "/" not in out.path:
+    if Path(out.path or "/").is_mount() if out.is_local else "/" not in out.path:
         raise BulkError(f"{out.uri} is a whole volume or bucket: name a folder in it")
 
 

@@ -28,7 +28,8 @@ from click.testing import CliRunner
 from arrowhead_bulk import command, parts, vectors, work
 from arrowhead_bulk.corpus import Columns
 from arrowhead_bulk.errors import BadCorpus, BadModel, BulkError, Incomplete, OtherJob
-from arrowhead_bulk.job import Wish, planned
+from arrowhead_bulk.job import Wish, _check_place, planned
+from arrowhead_bulk.parts import Folder
 from arrowhead_bulk.progress import Progress, report
 from arrowhead_bulk.reading import BAD_ID
 from arrowhead_bulk.vectors import Model
@@ -399,7 +400,9 @@ def test_places_that_cannot_be_renamed_to(
     wish: Callable[..., Wish], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_parquet(tmp_path / "in.parquet", texts(3))
-    for place in ("/", "/proc", "s3://bucket?region=x"):
+    with pytest.raises(BulkError, match=r"whole volume or bucket"):
+        _check_place(Folder("/"))  # a test that fails must not write there
+    for place in ("/proc", "s3://bucket?region=x"):
         with pytest.raises(BulkError, match=r"whole volume or bucket"):
             run(replace(wish(path), out=place))
     # A folder with something in it that is no file; and a name from where one stands.
