@@ -135,10 +135,13 @@ class Model:
 
 
 def _own_folder() -> Path | None:
-    """Of this user on this machine; None where somebody else has it."""
+    """Of this user on this machine; None where it cannot be made, or somebody else has it."""
     folder = Path(tempfile.gettempdir()) / f"arrowhead-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
     is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
     return folder if is_own and not found.st_mode & 0o077 else None
 

@@ -196,6 +196,9 @@ def test_workers_of_a_machine_lay_the_weights_out_once(
     folder.chmod(0o777)
     assert vectors._own_folder() is None
     assert (model.open(model.told()).vectors([[101, 2023, 102]]) == first).all()
+    shutil.rmtree(folder)
+    folder.write_text("somebody's")
+    assert vectors._own_folder() is None
 
 
 def test_bad_rows_are_beside_the_vectors(
