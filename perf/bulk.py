@@ -19,9 +19,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 # Before what reads it is imported: nothing here may reach a model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from arrowhead_engine.compute import has_cuda
 from perf.bulk_page import page
 from perf.common import Run, common_options, end_as_ctrl_c_does, last_line
-from perf.machine import ROOT, Bystanders, describe
+from perf.machine import ROOT, Bystanders, describe, device_name
 from perf.stats import Sample
 from perf.texts import Texts
 
@@ -180,7 +180,6 @@ def measure(effort: Effort, device: str, repository: Path, *, quick: bool) -> Bu
         folder = Path(name)
         texts = _corpus(folder / "corpus.parquet", effort.rows)[: effort.peer_rows]
         _corpus(folder / "larger.parquet", effort.ray_rows, effort.unit_rows)
-        _corpus(folder / "smaller.parquet", effort.peer_rows)
         _corpus(folder / "nothing.parquet", 8)
         ours = Ours(repository, folder)
         told: dict[str, list[tuple[float, float, float]]] = {}
@@ -220,15 +219,15 @@ def measure(effort: Effort, device: str, repository: Path, *, quick: bool) -> Bu
             say(f"Ray, {workers} workers: {on_ray[-1].rows_s:,.0f} rows/s")
         sizes = {}
         for precision in PRECISIONS if device == "cpu" else ():  # files are the same everywhere
-            ours.run("smaller", f"p-{precision}", "--no-ray", f"--precision={precision}")
+            ours.run("corpus", f"p-{precision}", "--no-ray", f"--precision={precision}")
             parts = (folder / f"p-{precision}").glob("part-*")
-            sizes[precision] = sum(part.stat().st_size for part in parts) / effort.peer_rows
+            sizes[precision] = sum(part.stat().st_size for part in parts) / effort.rows
     return BulkResults(
         machine=machine,
         quick=quick,
         seconds=time.monotonic() - began,
         other_work=Sample.of(others.percent),
-        device=_name_of(device),
+        device=device_name(device),
         rows=effort.rows,
         peer_rows=effort.peer_rows,
         tokens_a_row=told[ONE][0][1] / told[ONE][0][0],
@@ -242,14 +241,6 @@ def measure(effort: Effort, device: str, repository: Path, *, quick: bool) -> Bu
         nothing_s={way: Sample.of(some) for way, some in nothing.items()},
         bytes_a_row=sizes,
     )
-
-
-def _name_of(device: str) -> str:
-    if device == "cpu":
-        return "the CPU"
-    import torch
-
-    return torch.cuda.get_device_name(device)
 
 
 class Ours:
@@ -351,25 +342,14 @@ def _turn(
         model.half().encode(others, batch_size=256)
         yield TUNED, timed(lambda: model.encode(list(texts), batch_size=256))
         return
-    with as_children_see(OMP_NUM_THREADS="1"):  # else they take each other's cores
+    # Its processes begin with this environment; else they take each other's cores.
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
         pool = model.start_multi_process_pool([device] * (os.cpu_count() or 1))
     try:
         model.encode(others, pool=pool)
         yield POOL, timed(lambda: model.encode(list(texts), pool=pool))
     finally:
         model.stop_multi_process_pool(pool)
-
-
-@contextmanager
-def as_children_see(**variables: str) -> Iterator[None]:
-    """The environment of what is started meanwhile."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import numpy as np
 from perf.common import Run, common_options, end_as_ctrl_c_does
 from perf.copies import with_instances
 from perf.load import CONCURRENCIES
-from perf.machine import Bystanders, describe
+from perf.machine import Bystanders, describe, device_name
 from perf.profile_load import Latency, LoadFailed, Stream, infer_request, run
 from perf.profile_server import MOST_TEXTS
 from perf.report import head, table
@@ -199,7 +199,7 @@ class _Timed:
         from perf.scaling import random_ids, random_model
 
         on, dtypes, size = torch.device(device), DTYPES[device], MATRIX[device]
-        self.name = torch.cuda.get_device_name(on) if device == "cuda" else "the CPU"
+        self.name = device_name(device)
         shapes = SHAPES[:3] if quick else SHAPES
         calls: dict[str, Callable[[], object]] = {}
         encoders: dict[tuple[str, str], Encoder] = {}

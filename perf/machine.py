@@ -68,6 +68,15 @@ def describe() -> Machine:
     )
 
 
+def device_name(device: str) -> str:
+    """What "cpu" or "cuda" is called on pages."""
+    if device == "cpu":
+        return "the CPU"
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
 class Bystanders:
     """Looks, between measurements, at what others do on this machine.
 

@@ -227,6 +227,12 @@ def free_port() -> int:
         return int(held.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    """Whether somebody does so on that port of loopback."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def _end_of(log: IO[bytes]) -> str:
     log.seek(0)
     return last_line(log.read().decode(errors="replace"))

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from arrowhead_bulk.errors import OtherJob
 from arrowhead_bulk.job import Wish
 from arrowhead_bulk.parts import Folder, metadata_of
 from arrowhead_client import Options
+from perf.peers.servers import free_port, listens, started
 
 from .conftest import texts, write_lines, write_parquet
 from .test_job import run
@@ -52,29 +51,16 @@ def s3() -> Iterator[Callable[[str], str]]:
 
 @contextmanager
 def gs() -> Iterator[Callable[[str], str]]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     # A process of its own: Arrow waits for this store without letting other threads run.
-    command = "gcp-storage-emulator", "start", "--host=127.0.0.1", "--in-memory"
-    emulator = subprocess.Popen(
-        [Path(sys.executable).with_name(command[0]), *command[1:], f"--port={port}",
-         "--default-bucket=bucket"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
+    command = [str(Path(sys.executable).with_name("gcp-storage-emulator")), "start"]
+    where = ["--host=127.0.0.1", f"--port={port}", "--in-memory", "--default-bucket=bucket"]
+    with started([*command, *where], []) as emulator:
         while not listens(port):
-            assert emulator.poll() is None
+            assert emulator.is_alive(), emulator.said()
             time.sleep(0.05)
         query = f"scheme=http&endpoint_override=127.0.0.1:{port}"
         yield lambda path: f"gs://anonymous@bucket/{path}?{query}"
-    finally:
-        emulator.kill()
-        emulator.wait()
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def put(uri: str, path: Path) -> None:

@@ -28,6 +28,7 @@ from arrowhead_server.command import serve
 from arrowhead_server.gateway.command import gateway
 from arrowhead_server.gateway.settings import Settings
 from arrowhead_server.triton import EXIT_TIMEOUT_S
+from perf.peers.servers import listens
 
 from .conftest import wait_until
 from .stacks import PLACES, need
@@ -220,18 +221,13 @@ def test_who_is_answered_too_late_is_told_503(tmp_path: Path) -> None:
         )
         try:
             url = f"http://127.0.0.1:{ports[0]}/embed"
-            wait_until(lambda: not haproxy.poll() and _listens(ports[0]), "HAProxy", 10)
+            wait_until(lambda: not haproxy.poll() and listens(ports[0]), "HAProxy", 10)
             answer = httpx.post(url, json={"inputs": "a text"}, timeout=20)
         finally:
             haproxy.terminate()
             haproxy.wait(10)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert "no answer in time" in answer.json()["error"]
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_prometheus_takes_its_files() -> None:
