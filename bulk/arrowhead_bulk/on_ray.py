@@ -17,6 +17,7 @@ import os
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # read when ray is imported
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import ctypes
 import queue
 import sys
 import threading
@@ -42,6 +43,8 @@ from arrowhead_client import ArrowheadError
 
 _LESS_CPU = 0.05  # than an actor has threads
 _LOOK_S = 1.0
+_END_S = 30.0
+_Told = Done | BaseException | None
 
 
 @dataclass(frozen=True)
@@ -168,14 +171,15 @@ def run_on_ray(job: Job, cluster: Cluster, progress: Progress) -> dict[str, Any]
             num_cpus=pool.cpus,
         )
         is_first = True
-        for done in _watched(data, ledger, cluster.stall_s, progress):
-            if is_first and not job.has(done):
-                raise Incomplete(
-                    f"a worker wrote {done.number} where this process does not see it: the folder "
-                    "of the vectors must be the same on all machines"
-                )
-            is_first = False
-            progress.done(done)
+        with _followed(data) as found:
+            for done in _watched(found, ledger, cluster.stall_s, progress):
+                if is_first and not job.has(done):
+                    raise Incomplete(
+                        f"a worker wrote {done.number} where this process does not see it: the "
+                        "folder of the vectors must be the same on all machines"
+                    )
+                is_first = False
+                progress.done(done)
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
         return {
             "engine": "ray",
@@ -197,11 +201,11 @@ def _connected(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def _watched(
-    data: ray.data.Dataset, ledger: Any, stall_s: float, progress: Progress
-) -> Iterator[Done]:
-    """The units as they come; ends a job that does not get on for so long."""
-    found: queue.Queue[Done | BaseException | None] = queue.Queue()
+@contextmanager
+def _followed(data: ray.data.Dataset) -> Iterator[queue.Queue[_Told]]:
+    """What comes of it, as it comes; in the end nothing of it runs in this process."""
+    found: queue.Queue[_Told] = queue.Queue()
+    is_over = threading.Event()
 
     def follow() -> None:
         try:
@@ -209,11 +213,32 @@ def _watched(
             for block in data.iter_batches(batch_size=None, prefetch_batches=0):
                 for done, error in zip(block["done"], block["error"], strict=True):
                     found.put(BulkError(error) if error else Done.from_json(done))
+                if is_over.is_set():
+                    return
             found.put(None)
         except BaseException as error:  # noqa: BLE001 (told by whoever waits)
             found.put(error)
 
-    threading.Thread(target=follow, name="units", daemon=True).start()
+    following = threading.Thread(target=follow, name="units", daemon=True)
+    following.start()
+    try:
+        yield found
+    finally:
+        # A thread that asks Ray for something while it is shut down ends the process at once.
+        is_over.set()
+        following.join(_LOOK_S)
+        if following.is_alive():
+            # It waits for a block, 10 ms at a time, and Ray tidies up after any exception there;
+            # there is no other way to tell it before the first block is there.
+            ident = ctypes.c_ulong(following.ident or 0)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit))
+            following.join(_END_S)
+
+
+def _watched(
+    found: queue.Queue[_Told], ledger: Any, stall_s: float, progress: Progress
+) -> Iterator[Done]:
+    """The units as they come; ends a job that does not get on for so long."""
     alive_at = time.monotonic()
     while True:
         try:
