@@ -20,6 +20,8 @@ WORK = ("rolling_restart", "rolling_gateways", "hot_swap", "full_disk")
 # HAProxy asks one other server after what killed the first, so two of three are gone in the same
 # moment, and gateways are not ready until they reach the third. Who tries nothing again is told so.
 # So is who asked by gRPC a server that stood still: HAProxy does not see Triton's INTERNAL there.
+# And who has the beginning of an answer already when a server dies, which HAProxy cannot take back.
+_CUT_OFF = ("Triton gRPC: Unavailable: an answer of",)
 MAY_REFUSE = {
     "poisoned": (
         "Triton HTTP: Unavailable",
@@ -27,6 +29,8 @@ MAY_REFUSE = {
         "gateway: Refused: ('HTTP 503'",
     ),
     "pause_server": ("Triton gRPC: Unavailable",),
+    "kill_triton": _CUT_OFF,
+    "kill_server": _CUT_OFF,
 }
 
 
@@ -170,7 +174,8 @@ def _lines(results: FaultResults) -> Iterator[str]:
         "there servers start, load and convert on the cores that answer. For a "
         "moment requests may be refused with 503 where two of three Tritons are gone at once "
         "(`poisoned`), and, by gRPC to Triton, with its INTERNAL where a server stood still "
-        "(`pause_server`)."
+        "(`pause_server`); and an answer by gRPC may break off that had begun when its server was "
+        "killed (`kill_triton`, `kill_server`)."
     )
     yield ""
     yield (

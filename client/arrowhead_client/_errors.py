@@ -140,6 +140,9 @@ _FAULT = ("500", "StatusCode.INTERNAL")
 _DEAD_MODEL = re.compile(
     r"Stub process '[^']*' is not healthy|Failed to obtain the health mutex"  # it died with it
 )
+# gRPC's word for an answer that ends without a status: who gave it died meanwhile, and a proxy had
+# passed on its beginning already (grpc/grpc#13800).
+_CUT_OFF = ("StatusCode.UNKNOWN", "Stream removed")
 
 
 def from_status(status: str | None, message: str, *, server: str, timeout_s: float) -> ServerError:
@@ -169,6 +172,10 @@ def from_status(status: str | None, message: str, *, server: str, timeout_s: flo
             f"{server} cannot answer now: a model's process died or hangs ({name}: {said}). "
             "`arrowhead serve` starts it anew within seconds: ask again.",
             status=status,
+        )
+    if status == _CUT_OFF[0] and said.startswith(_CUT_OFF[1]):
+        return Unavailable(
+            f"an answer of {server} broke off ({name}: {said}): ask again.", status=status
         )
     if error is ModelNotFound:
         return error(

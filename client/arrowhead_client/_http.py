@@ -45,6 +45,13 @@ from arrowhead_client._url import Endpoint, parse_url
 from arrowhead_client._wire import MOST_BYTES, listed, read
 
 _HEAD_SIZE = "Inference-Header-Content-Length"  # of a body, the part that is JSON
+# The connection is gone, or was before all that was promised had come.
+_CUT_OFF = (
+    OSError,
+    aiohttp.ClientConnectionError,
+    http.client.IncompleteRead,
+    aiohttp.http_exceptions.ContentLengthError,
+)
 # What reading a 200 raises where it is something else: JSON without an end, of a depth that no
 # answer has, numbers that are none.
 _NOT_AS_TOLD = (
@@ -385,6 +392,10 @@ def _translated(server: Endpoint, timeout_s: float) -> Iterator[None]:
             yield
         except (pool_errors.ProtocolError, pool_errors.NewConnectionError) as error:
             raise error.__context__ or error from None  # urllib3 says where; what it met says why
+        except aiohttp.ClientPayloadError as error:
+            if isinstance(error.__cause__, _CUT_OFF):
+                raise error.__cause__ from None
+            raise
     except ServerError:
         raise
     except pool_errors.ClosedPoolError as error:
@@ -393,7 +404,7 @@ def _translated(server: Endpoint, timeout_s: float) -> Iterator[None]:
         raise InvalidUrl(f"invalid url {str(server)!r}: {error}") from error
     except (TimeoutError, pool_errors.TimeoutError) as error:
         raise timed_out(str(server), timeout_s) from error
-    except (OSError, aiohttp.ClientConnectionError, http.client.IncompleteRead) as error:
+    except _CUT_OFF as error:
         raise unavailable(str(server), error) from error
     except (http.client.HTTPException, aiohttp.ClientError, pool_errors.HTTPError) as error:
         raise unexpected(str(server), error) from error

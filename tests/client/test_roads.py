@@ -379,6 +379,7 @@ def test_connections_are_kept(http_server: Any) -> None:
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 5\r\n\r\n<b>no", ServerError),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n<b>no", UnexpectedResponse),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", UnexpectedResponse),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n<b>no", Unavailable),
         (b"", Unavailable),
     ],
 )

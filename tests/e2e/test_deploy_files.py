@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from arrowhead_client import Client, Unavailable
 from arrowhead_client.cli import main
 from arrowhead_server.command import serve
 from arrowhead_server.gateway.command import gateway
 from arrowhead_server.gateway.settings import Settings
 from arrowhead_server.triton import EXIT_TIMEOUT_S
-from perf.peers.servers import listens
+from perf.peers.servers import free_port, listens
 
 from .conftest import wait_until
 from .stacks import PLACES, need
@@ -37,6 +38,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 PUBLISHED = {"haproxy": {8080, 8000, 8001}, "prometheus": {9090}, "grafana": {3000}}
+HAPROXY = (DEPLOY / "haproxy" / "haproxy.cfg").read_text()
 TOOLS = Path(sys.executable).parent
 
 
@@ -197,37 +199,78 @@ def test_haproxy_takes_its_file_without_a_warning(environment: dict[str, str]) -
     assert output.strip() == "Configuration file is valid"
 
 
+@contextmanager
+def haproxy_before(server: str, folder: Path, text: str = HAPROXY) -> Iterator[dict[int, int]]:
+    """HAProxy by its file, with one server in the place of all; its ports, by those in the file."""
+    need("haproxy")
+    ports = {port: free_port() for port in (8080, 8000, 8001, 8404)}
+    for theirs, ours in ports.items():
+        text = text.replace(f'-*}}:{theirs}"', f'-*}}:{ours}"')
+    text = re.sub(
+        r"server-template (\S+) 1-16 \S+(.*)",
+        rf"server \1 {server}\2 no-check init-addr last",
+        text,
+    )
+    (folder / "haproxy.cfg").write_text(text)
+    haproxy = subprocess.Popen(
+        ["haproxy", "-db", "-f", folder / "haproxy.cfg"],
+        env={**os.environ, "PATH": PLACES, "ARROWHEAD_LISTEN": "127.0.0.1"},
+    )
+    try:
+        wait_until(lambda: not haproxy.poll() and listens(ports[8080]), "HAProxy", 10)
+        yield ports
+    finally:
+        haproxy.terminate()
+        haproxy.wait(10)
+
+
 def test_who_is_answered_too_late_is_told_503(tmp_path: Path) -> None:
     """A gateway that is ready, and busy with others: its socket takes requests and answers none."""
-    need("haproxy")
-    text = (DEPLOY / "haproxy" / "haproxy.cfg").read_text()
-    with ExitStack() as held:
-        silent, *free = (
-            held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(5)
-        )
-        ports = [one.getsockname()[1] for one in free]
-        for one in free:
-            one.close()
-        for theirs, ours in zip((8080, 8000, 8001, 8404), ports, strict=True):
-            text = text.replace(f'-*}}:{theirs}"', f'-*}}:{ours}"')
-        text = text.replace("timeout server 10s", "timeout server 300ms")
+    text = HAPROXY.replace("timeout server 10s", "timeout server 300ms")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
         at = f"127.0.0.1:{silent.getsockname()[1]}"
-        gateway = f"server gateway {at} maxconn 64 no-check init-addr last"
-        text = re.sub("server-template gateway .*", gateway, text)
-        (tmp_path / "haproxy.cfg").write_text(text)
-        haproxy = subprocess.Popen(
-            ["haproxy", "-db", "-f", tmp_path / "haproxy.cfg"],
-            env={**os.environ, "PATH": PLACES, "ARROWHEAD_LISTEN": "127.0.0.1"},
-        )
-        try:
-            url = f"http://127.0.0.1:{ports[0]}/embed"
-            wait_until(lambda: not haproxy.poll() and listens(ports[0]), "HAProxy", 10)
+        with haproxy_before(at, tmp_path, text) as ports:
+            url = f"http://127.0.0.1:{ports[8080]}/embed"
             answer = httpx.post(url, json={"inputs": "a text"}, timeout=20)
-        finally:
-            haproxy.terminate()
-            haproxy.wait(10)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert "no answer in time" in answer.json()["error"]
+
+
+# A Triton that dies when the beginning of its answer has gone out.
+DIES = """
+import os, signal, sys, time
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+from tritonclient.grpc import service_pb2_grpc as service
+class Dying(service.GRPCInferenceServiceServicer):
+    def ModelInfer(self, request, context):
+        context.send_initial_metadata(())
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+server = grpc.server(ThreadPoolExecutor(1))
+service.add_GRPCInferenceServiceServicer_to_server(Dying(), server)
+server.add_insecure_port(sys.argv[1])
+server.start()
+server.wait_for_termination()
+"""
+
+
+def test_an_answer_that_breaks_off_may_be_asked_for_again(tmp_path: Path) -> None:
+    """HAProxy cannot ask another any more, and gRPC's word for it is UNKNOWN."""
+    port = free_port()
+    at = f"127.0.0.1:{port}"
+    with (
+        subprocess.Popen([sys.executable, "-c", DIES, at]) as triton,
+        haproxy_before(at, tmp_path) as ports,
+        Client(f"grpc://127.0.0.1:{ports[8001]}", retries=0) as client,
+    ):
+        try:
+            wait_until(lambda: not triton.poll() and listens(port), "the server", 20)
+            with pytest.raises(Unavailable, match="broke off") as caught:
+                client.embed(["a text"])
+        finally:
+            triton.kill()
+    assert caught.value.status == "StatusCode.UNKNOWN"
 
 
 def test_prometheus_takes_its_files() -> None:

@@ -38,6 +38,7 @@ WELL = FaultResult(
     facts={"it came back": True},
     notes=["a note"],
 )
+BROKE_OFF = "Triton gRPC: Unavailable: an answer of grpc://h:1 broke off (UNKNOWN: X): ask again."
 BORNE = {"Triton gRPC: Unavailable: gone": 5, "gateway: Refused: ('HTTP 503', b'')": 4}
 FLOODED = Overload(
     seconds=60.0,
@@ -63,7 +64,9 @@ FLOODED = Overload(
     ("changed", "missed"),
     [
         ({}, []),
-        ({"failed": 2, "wrong": 1}, ["1 wrong", "2 failed"]),
+        ({"failed": 2, "wrong": 1, "failures": {"gateway: X": 2}}, ["1 wrong", "2 failed"]),
+        ({"failed": 1, "failures": {BROKE_OFF: 1}}, []),
+        ({"failed": 1, "failures": {BROKE_OFF: 1}, "key": "kill_encoder"}, ["1 failed"]),
         ({"failed": 9, "key": "poisoned", "failures": BORNE}, []),
         ({"failed": 11, "key": "poisoned", "failures": BORNE | {"gateway: X": 2}}, ["2 failed"]),
         ({"failed": 9, "failures": BORNE}, ["9 failed"]),
