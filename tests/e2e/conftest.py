@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -91,3 +93,16 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0)
     while not condition():
         assert time.monotonic() - began < timeout_s, f"waited {timeout_s} s for: {what}"
         time.sleep(0.05)
+
+
+def successes(metrics_url: str, model: str) -> int:
+    """How many requests for a model, of all its versions, a Triton has answered."""
+    metrics = httpx.get(metrics_url).text
+    found = re.findall(rf'^nv_inference_request_success{{model="{model}",\S+ (\d+)', metrics, re.M)
+    assert found, metrics
+    return sum(map(int, found))
+
+
+def successes_in(stack: Stack, name: str, model: str) -> int:
+    """The same of a Triton of a stack."""
+    return successes(f"http://{stack.address(name)}:8002/metrics", model)

@@ -29,7 +29,7 @@ from arrowhead_server.command import serve
 from arrowhead_server.gateway.command import gateway
 from arrowhead_server.gateway.settings import Settings
 from arrowhead_server.triton import EXIT_TIMEOUT_S
-from perf.peers.servers import free_port, listens
+from perf.peers.servers import free_port, listens, started
 
 from .conftest import wait_until
 from .stacks import PLACES, need
@@ -205,23 +205,17 @@ def haproxy_before(server: str, folder: Path, text: str = HAPROXY) -> Iterator[d
     need("haproxy")
     ports = {port: free_port() for port in (8080, 8000, 8001, 8404)}
     for theirs, ours in ports.items():
-        text = text.replace(f'-*}}:{theirs}"', f'-*}}:{ours}"')
+        text = text.replace(f'"${{ARROWHEAD_LISTEN-*}}:{theirs}"', f'"127.0.0.1:{ours}"')
     text = re.sub(
         r"server-template (\S+) 1-16 \S+(.*)",
         rf"server \1 {server}\2 no-check init-addr last",
         text,
     )
     (folder / "haproxy.cfg").write_text(text)
-    haproxy = subprocess.Popen(
-        ["haproxy", "-db", "-f", folder / "haproxy.cfg"],
-        env={**os.environ, "PATH": PLACES, "ARROWHEAD_LISTEN": "127.0.0.1"},
-    )
-    try:
-        wait_until(lambda: not haproxy.poll() and listens(ports[8080]), "HAProxy", 10)
+    command = [str(shutil.which("haproxy", path=PLACES)), "-db", "-f", f"{folder}/haproxy.cfg"]
+    with started(command, []) as haproxy:
+        wait_until(lambda: haproxy.is_alive() and listens(ports[8080]), "HAProxy", 10)
         yield ports
-    finally:
-        haproxy.terminate()
-        haproxy.wait(10)
 
 
 def test_who_is_answered_too_late_is_told_503(tmp_path: Path) -> None:
@@ -260,16 +254,13 @@ def test_an_answer_that_breaks_off_may_be_asked_for_again(tmp_path: Path) -> Non
     port = free_port()
     at = f"127.0.0.1:{port}"
     with (
-        subprocess.Popen([sys.executable, "-c", DIES, at]) as triton,
+        started([sys.executable, "-c", DIES, at], []) as triton,
         haproxy_before(at, tmp_path) as ports,
         Client(f"grpc://127.0.0.1:{ports[8001]}", retries=0) as client,
     ):
-        try:
-            wait_until(lambda: not triton.poll() and listens(port), "the server", 20)
-            with pytest.raises(Unavailable, match="broke off") as caught:
-                client.embed(["a text"])
-        finally:
-            triton.kill()
+        wait_until(lambda: triton.is_alive() and listens(port), "the server", 20)
+        with pytest.raises(Unavailable, match="broke off") as caught:
+            client.embed(["a text"])
     assert caught.value.status == "StatusCode.UNKNOWN"
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
@@ -18,7 +17,7 @@ from perf.quality import engine_vectors
 from tests.bulk.conftest import texts, vectors_of, write_parquet
 from tests.bulk.test_job import DRIVER
 
-from .conftest import wait_until
+from .conftest import successes_in, wait_until
 
 ROWS = 3000
 
@@ -30,7 +29,7 @@ def test_a_triton_that_is_killed_costs_a_job_nothing(
 ) -> None:
     rows = texts(ROWS, f"{engine}, of a fleet,")
     source, out = write_parquet(tmp_path / "in.parquet", rows), tmp_path / "vectors"
-    before = {name: asked(stack, name) for name in stack.tritons}
+    before = {name: successes_in(stack, name, "minilm_encoder") for name in stack.tritons}
     command = [
         sys.executable, "-c", DRIVER, "bulk", "embed", str(source), engine, "--json",
         f"--endpoint={stack.grpc_url}", f"--out={out}",
@@ -39,7 +38,9 @@ def test_a_triton_that_is_killed_costs_a_job_nothing(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as job:
         wait_until(
-            lambda: all(asked(stack, name) > before[name] for name in stack.tritons),
+            lambda: all(
+                successes_in(stack, name, "minilm_encoder") > before[name] for name in stack.tritons
+            ),
             "all Tritons to be asked",
         )
         stack.kill("triton1", signal.SIGKILL)
@@ -53,12 +54,3 @@ def test_a_triton_that_is_killed_costs_a_job_nothing(
     vectors = np.stack(found["embedding"].to_numpy())[some]
     assert (vectors * engine_vectors(minilm_repository, 1, rows[some])).sum(axis=1).min() > 0.9999
     wait_until(lambda: stack.is_ready("haproxy"), "triton1 to be back")
-
-
-def asked(stack: Stack, name: str) -> float:
-    """How many requests for ids a Triton has answered."""
-    metrics = httpx.get(f"http://{stack.address(name)}:8002/metrics").text
-    for line in metrics.splitlines():
-        if line.startswith('nv_inference_request_success{model="minilm_encoder",'):
-            return float(line.rpartition(" ")[2])
-    raise AssertionError(metrics)

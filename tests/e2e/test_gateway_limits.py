@@ -26,7 +26,7 @@ from arrowhead_server.gateway.embedder import BULK, INTERACTIVE
 from arrowhead_server.gateway.protocol import MOST_HEAD
 from arrowhead_server.supervisor import Server
 
-from .conftest import wait_until
+from .conftest import successes, wait_until
 from .gateways import started, stopped
 
 TEI, OPENAI = "/embed", "/v1/embeddings"
@@ -481,13 +481,7 @@ def test_memory_stays_where_it_is_told_to(
 
 def test_probes_do_the_work_of_one(url: str, server: Server) -> None:
     def computed() -> int:
-        lines = httpx.get(server.metrics_url).text.splitlines()
-        (line,) = [
-            line
-            for line in lines
-            if line.startswith('nv_inference_request_success{model="minilm",')
-        ]
-        return int(float(line.rpartition(" ")[2]))
+        return successes(server.metrics_url, "minilm")
 
     async def probe() -> list[int]:
         async with httpx.AsyncClient(base_url=url) as ask:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
 import threading
 import time
@@ -39,7 +38,7 @@ from arrowhead_server.gateway.asking import Asking
 from arrowhead_server.supervisor import Server, running_server
 from perf.copies import tuned as changed
 
-from .conftest import wait_until
+from .conftest import successes, wait_until
 from .gateways import started, stopped
 
 Vectors = npt.NDArray[np.float32]
@@ -339,17 +338,6 @@ def test_a_broken_live_version_fails_the_start_with_the_way_back(repository: Pat
         assert served_versions(server) == {"minilm": 1}
 
 
-def successes(server: Server, model: str) -> float:
-    import urllib.request
-
-    with urllib.request.urlopen(server.metrics_url) as page:  # noqa: S310 (loopback)
-        text = page.read().decode()
-    found = re.findall(
-        rf'^nv_inference_request_success{{model="{model}",version="\d+"}} (\d+)', text, re.MULTILINE
-    )
-    return sum(map(float, found))
-
-
 def test_a_candidate_beside_the_live_version(
     repository: Path,
     server: Server,
@@ -369,7 +357,7 @@ def test_a_candidate_beside_the_live_version(
         ("1", "live", "serving"),
         ("2", "candidate", "serving"),
     ]
-    before = {name: successes(server, name) for name in both}
+    before = {name: successes(server.metrics_url, name) for name in both}
     keys = [f"agent-{number}" for number in range(60)]
     for key in keys:
         experiment = Experiment(share=0.3, key=key)
@@ -378,7 +366,7 @@ def test_a_candidate_beside_the_live_version(
         np.testing.assert_allclose(met, known[2 if in_candidate(key, 0.3) else 1], atol=1e-5)
     chosen = sum(in_candidate(key, 0.3) for key in keys)
     assert 8 <= chosen <= 28
-    after = {name: successes(server, name) for name in both}
+    after = {name: successes(server.metrics_url, name) for name in both}
     assert {name: after[name] - before[name] for name in both} == {
         "minilm": len(keys) - chosen,
         "minilm_candidate": chosen,

@@ -29,7 +29,7 @@ from arrowhead_client import Client
 from deploy.stack import Stack, StackError, free_prefix
 from deploy.stack import stack as stack_module
 
-from .conftest import wait_until
+from .conftest import successes_in, wait_until
 from .stacks import NEEDED, need
 
 ROOT = Path(__file__).parents[2]
@@ -62,11 +62,11 @@ def test_the_gateways_answer_through_haproxy(
 
 @pytest.mark.parametrize("road", ["grpc_url", "http_url"])
 def test_requests_of_one_connection_go_to_all_replicas(stack: Stack, road: str) -> None:
-    before = {name: _requests(stack, name) for name in stack.tritons}
+    before = {name: successes_in(stack, name, "minilm") for name in stack.tritons}
     with Client(getattr(stack, road), batch_size=1) as client:
         client.embed([f"{road} number {number}" for number in range(60)])
     for name in stack.tritons:
-        assert _requests(stack, name) - before[name] >= 5
+        assert successes_in(stack, name, "minilm") - before[name] >= 5
 
 
 # -- what HAProxy refuses by itself --
@@ -382,14 +382,6 @@ def test_what_ends_while_it_starts_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="triton1 ended while it started") as caught:
         Stack(tmp_path, replicas=1, gateways=1, prefix=free_prefix()).__enter__()
     assert "holds no embedding model" in str(caught.value)  # its log
-
-
-def _requests(stack: Stack, name: str) -> float:
-    metrics = httpx.get(f"http://{stack.address(name)}:8002/metrics").text
-    for line in metrics.splitlines():
-        if line.startswith('nv_inference_request_success{model="minilm",'):
-            return float(line.rpartition(" ")[2])
-    raise AssertionError(metrics)
 
 
 def _query(stack: Stack, expression: str) -> list[dict[str, Any]]:
